@@ -1,0 +1,217 @@
+"""The smallest change that makes a scene satisfy a requirement, and how to say it.
+
+One planner serves both sides of the loop: the reflector says its fixes in words, and the trainer
+renders the scene after the same fixes as the picture that the corrector should draw. So the words
+never ask for one thing while the target shows another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from .prompt import NUMBERS, Group, Requirement, article, holds
+from .sample import place, relation_test
+from .scene import COLOURS, UNSEEN_PAIRS, Obj, Scene
+
+KINDS = ("change", "add", "remove", "move")
+_WRONG_COLOUR, _WRONG_SHAPE, _WRONG_BOTH, _MISSING = 1.0, 1.05, 1.9, 1.0
+"""Costs of the assignment. Removing an object and adding another cost _MISSING each, so that an
+object wrong in both shape and colour is still rather changed in place than replaced elsewhere."""
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One change. `obj` is the object in the picture it is about (None for an addition)."""
+
+    kind: str
+    group: int | None
+    obj: Obj | None
+    cures: int
+    """How many failed checks it cures: the worst flaw is told first."""
+    many: bool = False
+    """Whether several objects of the picture look like `obj`: then 'one' instead of 'the'."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which object serves which group (None: nothing asks for it) and what each group lacks."""
+
+    owner: tuple[int | None, ...]
+    missing: tuple[int, ...]
+
+
+def match(objects: Sequence[Obj], requirement: Requirement) -> Matching:
+    """Give each object to a group at the least total cost of changes."""
+    slots = [k for k, group in enumerate(requirement.groups) for _ in range(group.count)]
+    n, m = len(objects), len(slots)
+    # Objects and slots may stay alone at the price of a removal or an addition.
+    cost = np.full((n + m, m + n), 0.0)
+    for a, obj in enumerate(objects):
+        for b, k in enumerate(slots):
+            cost[a, b] = _cost(obj, requirement.groups[k]) + _misplaced(obj, k, objects, requirement)
+        cost[a, m:] = np.where(np.arange(n) == a, _MISSING, 99.0)
+    for b in range(m):
+        cost[n:, b] = np.where(np.arange(m) == b, _MISSING, 99.0)
+    rows, columns = linear_sum_assignment(cost)
+    owner: list[int | None] = [None] * n
+    filled = set()
+    for a, b in zip(rows, columns):
+        if a < n and b < m:
+            owner[a] = slots[b]
+            filled.add(b)
+    missing = tuple(slots[b] for b in range(m) if b not in filled)
+    return Matching(tuple(owner), missing)
+
+
+def _cost(obj: Obj, group: Group) -> float:
+    shape, colour = obj.shape == group.shape, group.colour in (None, obj.colour)
+    if shape and colour:
+        return 0.0
+    return _WRONG_COLOUR if shape else _WRONG_SHAPE if colour else _WRONG_BOTH
+
+
+def _misplaced(obj: Obj, group: int, objects: Sequence[Obj], requirement: Requirement) -> float:
+    """A tie-breaker well below any change: of like objects, keep those that stand right."""
+    wrong = total = 0
+    for i, relation, j in requirement.relations:
+        for other in objects:
+            if other is obj:
+                continue
+            if i == group and requirement.groups[j].takes(other):
+                total, wrong = total + 1, wrong + (not holds(relation, obj, other))
+            if j == group and requirement.groups[i].takes(other):
+                total, wrong = total + 1, wrong + (not holds(relation, other, obj))
+    return 0.05 * wrong / total if total else 0.0
+
+
+def plan(objects: Sequence[Obj], requirement: Requirement) -> list[Fix]:
+    """The fixes that are needed, worst first; an empty list when nothing is."""
+    matching = match(objects, requirement)
+    owner, missing = list(matching.owner), list(matching.missing)
+    moves = []
+    for obj, k in _to_move(objects, owner, requirement):
+        if requirement.groups[k].takes(obj):
+            moves.append((obj, k))
+        else:
+            # Wrong in look and in place: nothing of it is worth keeping, so another is drawn elsewhere.
+            owner[objects.index(obj)] = None
+            missing.append(k)
+    looks = [(o.colour, o.shape) for o in objects]
+    related = {k for i, _, j in requirement.relations for k in (i, j)}
+    fixes: list[Fix] = []
+    for obj, k in zip(objects, owner):
+        many = looks.count((obj.colour, obj.shape)) > 1
+        if k is None:
+            fixes.append(Fix("remove", None, obj, 1, many))
+        elif not requirement.groups[k].takes(obj):
+            fixes.append(Fix("change", k, obj, 2 + (k in related), many))
+    fixes += [Fix("add", k, None, 1 + (k in related)) for k in missing]
+    for obj, k in moves:
+        fixes.append(Fix("move", k, obj, 1, looks.count((obj.colour, obj.shape)) > 1))
+    return sorted(fixes, key=lambda fix: (-fix.cures, KINDS.index(fix.kind)))
+
+
+def _to_move(objects: Sequence[Obj], owner: Sequence[int | None], requirement: Requirement) -> list[tuple[Obj, int]]:
+    """The fewest objects that must move for the relations to hold, greedily."""
+    standing = [(k, obj) for obj, k in zip(objects, owner) if k is not None]
+    moved = []
+    while True:
+        blame = [0] * len(standing)
+        for i, relation, j in requirement.relations:
+            for a, (ka, oa) in enumerate(standing):
+                for b, (kb, ob) in enumerate(standing):
+                    if ka == i and kb == j and not holds(relation, oa, ob):
+                        blame[a] += 1
+                        blame[b] += 1
+        if not any(blame):
+            return moved
+        worst = blame.index(max(blame))
+        k, obj = standing.pop(worst)
+        moved.append((obj, k))
+
+
+def apply(objects: Sequence[Obj], requirement: Requirement, fixes: Sequence[Fix],
+          rng: np.random.Generator) -> Scene | None:
+    """The scene after the fixes; all else stays as it was. None where no free place was found.
+
+    Moves and additions go to a random place that satisfies the relations to what stays.
+    """
+    owner = dict(zip(objects, match(objects, requirement).owner))
+    touched = {fix.obj: fix for fix in fixes if fix.obj is not None}
+    scene: list[tuple[int | None, Obj]] = []
+    for obj in objects:
+        fix = touched.get(obj)
+        if fix is None:
+            scene.append((owner[obj], obj))
+        elif fix.kind == "change":
+            scene.append((fix.group, _changed(obj, requirement.groups[fix.group], rng)))
+    pending = {fix.obj for fix in plan(objects, requirement) if fix.kind == "move"} - set(touched)
+    for fix in fixes:
+        if fix.kind in ("move", "add"):
+            group = requirement.groups[fix.group]
+            # Objects that wait for a later round to be moved must not forbid every place now.
+            fixed = [(k, o) for k, o in scene if k is not None and o not in pending]
+            accept = relation_test(requirement, fix.group, fixed)
+            others = [o for _, o in scene]
+            if fix.kind == "move":
+                new = place(fix.obj.shape, fix.obj.colour, others, rng, len(objects), accept, radius=fix.obj.r)
+                new = new or place(fix.obj.shape, fix.obj.colour, others, rng, len(objects), accept)
+            else:
+                new = place(group.shape, group.colour or _free_colour(group.shape, rng), others, rng,
+                            len(objects) + 1, accept)
+            if new is None:
+                return None
+            scene.append((fix.group, new))
+    return tuple(o for _, o in scene)
+
+
+def _changed(obj: Obj, group: Group, rng: np.random.Generator) -> Obj:
+    colour = group.colour or obj.colour
+    if group.colour is None and (colour, group.shape) in UNSEEN_PAIRS:
+        colour = _free_colour(group.shape, rng)
+    return replace(obj, shape=group.shape, colour=colour)
+
+
+def _free_colour(shape: str, rng: np.random.Generator) -> str:
+    options = [c for c in COLOURS if (c, shape) not in UNSEEN_PAIRS]
+    return options[rng.integers(len(options))]
+
+
+def words(fixes: Sequence[Fix], requirement: Requirement, limit: int = 3) -> str:
+    """The first `limit` fixes as instructions, e.g. 'add a red circle, remove the blue star'."""
+    return ", ".join(_say(fix, requirement) for fix in fixes[:limit])
+
+
+def _say(fix: Fix, requirement: Requirement) -> str:
+    which = "" if fix.obj is None else ("one " if fix.many else "the ") + fix.obj.words
+    group = None if fix.group is None else requirement.groups[fix.group]
+    if fix.kind == "remove":
+        return f"remove {which}"
+    if fix.kind == "change":
+        if fix.obj.shape == group.shape:
+            return f"change {which} to {group.colour}"
+        if group.colour in (None, fix.obj.colour):
+            return f"change {which} to {article(group.shape)} {group.shape}"
+        return f"change {which} to {article(group.singular)} {group.singular}"
+    where = _where(fix.group, requirement)
+    if fix.kind == "add":
+        return f"add {article(group.singular)} {group.singular}{where}"
+    return f"move {which}{where}"
+
+
+def _where(group: int, requirement: Requirement) -> str:
+    for i, relation, j in requirement.relations:
+        if group in (i, j):
+            other = requirement.groups[j if group == i else i]
+            name = other.singular + ("s" if other.count > 1 else "")
+            if group == j:
+                relation = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation]
+            return f" {relation} the {name}"
+    return ""
+
+
+REFLECTION_WORDS = ("add", "remove", "change", "move", "blob", *NUMBERS[1:])
