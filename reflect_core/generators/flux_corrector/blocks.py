@@ -83,7 +83,7 @@ def adapted(layer: nn.Module, x: Tensor, delta: Delta | None, start: int) -> Ten
     """layer(x) for x (B, S, I), with the LoRA's delta on the tokens from `start` on -> (B, S, O)."""
     y = layer(x)
     if delta is not None:
-        y[:, start:] += F.linear(F.linear(x[:, start:], delta.down), delta.up)
+        y[:, start:].add_(F.linear(F.linear(x[:, start:], delta.down), delta.up))
     return y
 
 
@@ -94,7 +94,7 @@ def projected(layers: Sequence[nn.Module], x: Tensor, deltas: Deltas | None, sta
         low = F.linear(x[:, start:], deltas.down).split(deltas.ranks, dim=-1)
         for y, part, up in zip(outs, low, deltas.ups):
             if up is not None:
-                y[:, start:] += F.linear(part, up)
+                y[:, start:].add_(F.linear(part, up))
     return outs
 
 
