@@ -1,0 +1,140 @@
+"""A lock on a record, so that two processes do not write the same one.
+
+The operating system's own file lock: it is let go when its process dies, however it dies, and no
+number of a dead process can come back to life as another one's. Where the file system has no such
+locks (some network drives), a file that only one process can create holds the owner's id; it is
+taken over when that process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from ..types import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+    try:
+        import msvcrt
+    except ImportError:
+        msvcrt = None  # type: ignore[assignment]
+
+_FAR = 1 << 20
+"""Windows locks bytes and makes them unreadable: lock one behind the owner's name."""
+
+
+class Busy(Exception):
+    """Somebody else holds it."""
+
+
+class RecordLock:
+    """Held from construction until `release`. UserError if another process holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = Path(folder) / ".lock"
+        self._handle: int | None = None
+        self._created: Path | None = None
+        try:
+            self._acquire()
+        except Busy:
+            raise UserError(f"the record in {folder} is being written by another process "
+                            f"({self._owner(self._path)}); expected to be the only one; try to wait for it, to "
+                            "end it, or another folder") from None
+
+    def release(self) -> None:
+        """Let go. The lock file stays: deleting it would open a gap for two new owners."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        if self._created is not None:
+            self._created.unlink(missing_ok=True)
+            self._created = None
+
+    def _acquire(self) -> None:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _system_lock(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise Busy from None
+        except OSError:
+            os.close(handle)
+            self._acquire_by_creating()
+            return
+        self._handle = handle
+        os.ftruncate(handle, 0)
+        os.write(handle, _me())
+
+    def _acquire_by_creating(self) -> None:
+        path = self._path.with_suffix(".owner")
+        for _ in range(2):
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                if not self._take_away(path):
+                    raise Busy from None
+                continue
+            os.write(handle, _me())
+            os.close(handle)
+            self._created = path
+            return
+        raise Busy
+
+    def _take_away(self, path: Path) -> bool:
+        """Remove the lock file of a dead process; False if its owner lives."""
+        owner = self._owner(path)
+        pid, _, host = owner.partition(" on ")
+        if not pid.startswith("process ") or host != socket.gethostname() or _alive(int(pid[8:])):
+            return False
+        # Renamed before it is removed: of two that find it dead, one gets it.
+        aside = path.with_name(f".owner.{os.getpid()}")
+        try:
+            os.replace(path, aside)
+        except FileNotFoundError:
+            return True
+        aside.unlink()
+        return True
+
+    @staticmethod
+    def _owner(path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8").strip() or "unknown"
+        except (OSError, UnicodeDecodeError):
+            return "unknown"
+
+
+def _system_lock(handle: int) -> None:
+    """BlockingIOError if held by another; OSError where there are no such locks."""
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        os.lseek(handle, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            raise BlockingIOError from None
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        raise OSError("no file locks here")
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":
+        # os.kill(pid, 0) would end the process on Windows; when in doubt it lives.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _me() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}".encode()

@@ -1,0 +1,244 @@
+"""A record: a run on disk, written as it happens, from which it resumes, replays and becomes data.
+
+    run.jsonl           one JSON object a line: a header, then the entries of `entries.py` in order
+    pictures/00000.png  the picture of candidate 0, and so on
+    .lock               who is writing
+
+Safe at any moment. The header is written aside and renamed, so it is whole or absent. After that
+lines are only ever appended, each flushed to the disk before the run goes on. A chunk's pictures
+are on the disk, under their names, before the one line that speaks of them: a chunk is on record
+with all its pictures and costs, or it is not, and is then drawn again whole, in the same batch. A
+kill in the middle of a write leaves a last line without its line end; it is ignored when reading
+and cut off when resuming. Any other damage is an error that names the line.
+
+The official search appends to logs that it never reads; running it again adds more pictures to the
+same folder (spec 7, engineering).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..types import Request, UserError
+from . import codec
+from .budget import Budget
+from .entries import Entry, entry_from_json, entry_to_json
+from .lock import RecordLock
+from .pictures import FolderPictures, sync_folder
+from .run import Run
+
+FORMAT = 1
+LINES = "run.jsonl"
+PICTURES = "pictures"
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of what can change a picture's bits, without importing any of it."""
+    found = {"reflect": __version__, "python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "peft", "pillow", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line: everything that a resume or a replay needs besides the actors themselves.
+
+    There is no place in it for keys or addresses of services: those belong to the actors.
+    """
+
+    request: Request
+    """The user's prompt, the run's seed, size, steps and guidance."""
+    policy: dict[str, Any]
+    """`policy.to_json()`."""
+    budget: Budget = Budget()
+    chunk: int = 4
+    """Requests for one generator call."""
+    model: str = ""
+    """Name of the model set, for people."""
+    fingerprint: str = ""
+    """Hash of weights and configuration, made by the caller; a resume with another is refused."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else the caller needs to set the actors up again (names, not secrets)."""
+    versions: dict[str, str] = field(default_factory=versions_here)
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    format: int = FORMAT
+
+
+def header_to_json(header: Header) -> dict[str, Any]:
+    return {"line": "header", **codec.flat_to_json(header), "request": codec.request_to_json(header.request),
+            "budget": header.budget.to_json()}
+
+
+def header_from_json(data: Any) -> Header:
+    data = dict(codec.mapping(data, "the header"))
+    if data.pop("line", None) != "header":
+        raise UserError("the first line is not a header")
+    if data.get("format") != FORMAT:
+        raise UserError(f"format {data.get('format')!r}; expected {FORMAT}; try another version of Reflect")
+    return codec.flat_from_json(Header, data, request=codec.request_from_json(data.get("request")),
+                                budget=Budget.from_json(data.get("budget")))
+
+
+class Record:
+    """A record open for writing. Use `create` or `resume`, and `close` it (or `with`)."""
+
+    def __init__(self, folder: Path, header: Header, run: Run, lock: RecordLock) -> None:
+        self.folder = folder
+        self.header = header
+        self.run = run
+        self._lock = lock
+        # Unbuffered: what append() has written is with the operating system, or it raised.
+        self._file = open(folder / LINES, "ab", buffering=0)
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike, header: Header) -> Record:
+        """Start a record. UserError if the folder cannot be written or holds a record already."""
+        folder = Path(folder)
+        pictures = folder / PICTURES
+        text = codec.dumps(header_to_json(header)).encode("ascii") + b"\n"
+        run = Run(header.request, header.chunk, FolderPictures(pictures))
+        try:
+            pictures.mkdir(parents=True, exist_ok=True)
+            lock = RecordLock(folder)
+        except OSError as error:
+            raise UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write "
+                            "to; try another one") from error
+        try:
+            if (folder / LINES).exists() or any(pictures.iterdir()):
+                raise UserError(f"{folder} already holds a record or pictures; expected an empty or a new "
+                                "folder; try to resume it, or choose another folder")
+            _write_whole(folder / LINES, text)
+            sync_folder(pictures)
+            return cls(folder, header, run, lock)
+        except OSError as error:
+            lock.release()
+            raise UserError(f"the output folder {folder} cannot be written ({error}); try another one") from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def resume(cls, folder: str | os.PathLike, fingerprint: str | None = None) -> Record:
+        """Open a record to go on with it. Cuts a torn last line off.
+
+        `fingerprint`: of the model that will draw; None leaves it unchecked. UserError if there is
+        no record, it is damaged, a picture is missing or changed, another process is writing it, or
+        the model is another one.
+        """
+        folder = Path(folder)
+        _expect_record(folder)
+        try:
+            lock = RecordLock(folder)
+        except OSError as error:
+            raise UserError(f"the record in {folder} cannot be written ({error})") from error
+        try:
+            header, run, whole = _read(folder)
+            if fingerprint is not None and fingerprint != header.fingerprint:
+                raise UserError(f"the record in {folder} was drawn by the model {header.model!r} with fingerprint "
+                                f"{header.fingerprint[:16]!r}; got one with {fingerprint[:16]!r}; try to resume "
+                                "with the same weights, or start a new run")
+            check_pictures(folder, run)
+            if whole < (folder / LINES).stat().st_size:
+                with open(folder / LINES, "r+b") as file:
+                    file.truncate(whole)
+                    os.fsync(file.fileno())
+            return cls(folder, header, run, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def append(self, entry: Entry) -> None:
+        """Write one line and return when it is on the disk.
+
+        If the write fails or is interrupted, what it left of the line is cut off again.
+        """
+        line = codec.dumps(entry_to_json(entry)).encode("ascii") + b"\n"
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            done = 0
+            while done < len(line):
+                done += self._file.write(line[done:])
+            os.fsync(self._file.fileno())
+        except BaseException:
+            os.ftruncate(self._file.fileno(), start)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(folder: str | os.PathLike) -> tuple[Header, Run]:
+    """Read a record, finished or not, without touching it. A torn last line is left out.
+
+    Pictures are read and checked when `run.picture(id)` asks for them. UserError if there is no
+    record or it is damaged.
+    """
+    folder = Path(folder)
+    _expect_record(folder)
+    header, run, _ = _read(folder)
+    return header, run
+
+
+def check_pictures(folder: Path, run: Run) -> None:
+    """UserError naming the first picture that is missing or is not the one on record."""
+    store = FolderPictures(Path(folder) / PICTURES)
+    for candidate in run.candidates:
+        store.read(candidate.id, candidate.sha256)
+
+
+def _read(folder: Path) -> tuple[Header, Run, int]:
+    """Header, run and the number of bytes in whole lines."""
+    content = (folder / LINES).read_bytes()
+    whole = content.rfind(b"\n") + 1
+    lines = content[:whole].split(b"\n")[:-1]
+    if not lines:
+        raise UserError(f"{folder / LINES} has no whole line; expected a header; nothing was drawn, so try to "
+                        "remove the folder and start anew")
+    header = run = None
+    for number, line in enumerate(lines, start=1):
+        try:
+            data = json.loads(line)
+            if header is None:
+                header = header_from_json(data)
+                run = Run(header.request, header.chunk, FolderPictures(folder / PICTURES))
+            else:
+                run.apply(entry_from_json(data))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"line {number} of {folder / LINES} is damaged: {error}; expected what Reflect wrote; "
+                            "try a copy of the record, or cut the file before that line and resume") from error
+    return header, run, whole
+
+
+def _expect_record(folder: Path) -> None:
+    if not (folder / LINES).is_file():
+        raise UserError(f"there is no record in {folder}: {LINES} is missing; expected the folder of a run; "
+                        "try to check the path")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    scratch = path.with_suffix(".tmp")
+    with open(scratch, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    sync_folder(path.parent)

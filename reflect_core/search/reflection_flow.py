@@ -1,0 +1,221 @@
+"""ReflectionFlow: a pool from noise, then rounds of reflecting on pictures and correcting them.
+
+arXiv 2504.16080, spec section 4.2 step B. Draw a pool, take the best `branches` as parents; each
+round a reflector says what is wrong with each parent, a refiner may rewrite its prompt, and the
+corrector draws a child with the parent's picture and the reflection in view.
+
+Where the official script has a quirk there is a setting here (spec 4.2, 4.3, 7), and
+`ReflectionFlow.official()` has them all as published. Our own defaults differ in that they
+
+- stop at the first accepted picture (official: all rounds, solved or not);
+- keep a branch's best picture as its parent (`parents='chain'`; official `'last'`: a bad child
+  replaces a good parent);
+- let the pool take part in the final choice (official: the answer is always a correction);
+- judge every picture once (official: every child twice, `judge_again`);
+- do not correct without a word to correct by (`silent='redraw'`).
+
+Not kept and without a switch: answers attached to the wrong picture (items 1-3), the crash when
+only one of reflection and refinement is on (item 6: all four combinations work), and file names
+with a wrong seed (item 8). How prompt and reflection are joined into one text is the generator's
+option, not the policy's: the official search goes with `text_join='search'` (spec 1.8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ..types import Pair, Request
+from .entries import Planned
+from .policy import (
+    Action,
+    Draw,
+    Judge,
+    Policy,
+    Refine,
+    Reflect,
+    Stop,
+    accepted_stop,
+    check_choice,
+    check_count,
+    derive_seed,
+    noise_request,
+)
+from .run import Candidate, Run, rank
+
+POOL_SHARE = 4
+"""`for_budget`: one picture in so many goes into the pool ..."""
+MOST_POOL = 8
+"""... up to this many (the remainder of the last round comes on top)."""
+POOL_PER_BRANCH = 2
+"""`for_budget`: a parent is the better of so many, ..."""
+MOST_BRANCHES = 4
+"""... and no more branches than this: at equal cost deeper beats wider (spec 6.4)."""
+
+PARENTS = ("chain", "best", "last")
+SILENT = ("redraw", "correct")
+
+
+@dataclass(frozen=True)
+class ReflectionFlow(Policy):
+    """See the module. UserError if a setting is out of range."""
+
+    name: ClassVar[str] = "reflection_flow"
+
+    pool: int = 4
+    """Pictures from noise to start with (round 0)."""
+    branches: int = 2
+    """Corrections a round."""
+    rounds: int = 6
+    reflect: bool = True
+    """Off: the corrector gets the picture with an empty feedback."""
+    refine: bool = False
+    """Have a refiner rewrite the prompt before each correction (official: on)."""
+    parents: str = "chain"
+    """Which pictures a round corrects. 'chain': each branch its best so far; a child that is worse
+    than its parent is dropped and the parent is tried again with new noise, an equal one is taken.
+    'best': the best of all so far. 'last': the children of the round before, good or bad."""
+    early_stop: bool = True
+    """Stop after the chunk that holds the first accepted picture."""
+    pool_in_choice: bool = True
+    """Whether a picture of the pool may be the answer."""
+    judge_again: bool = False
+    """Judge every child a second time before the next round; that verdict orders the parents and is
+    shown to the reflector, the first one decides the answer."""
+    silent: str = "redraw"
+    """What a branch draws when the reflector had nothing to say about its parent. 'redraw': a
+    picture from fresh noise, without a parent. 'correct': a correction with an empty feedback."""
+    reflect_again: bool = True
+    """Ask for a new reflection when a parent is tried again; off: use the one that is there."""
+    patience: int | None = None
+    """Only with 'chain': give a parent up after so many children in a row that were worse, and let
+    the branch start anew from noise. None: never."""
+    repeat_parents: bool = True
+    """With fewer pictures than branches, let them serve several branches each. Off: fewer branches."""
+    pool_steps: int | None = None
+    """Denoising steps of the pool; None: the run's."""
+    corrector_steps: int | None = None
+    """Denoising steps of corrections (and redraws); None: the run's."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "branches"):
+            check_count(self.name, name, getattr(self, name), 1)
+        check_count(self.name, "rounds", self.rounds, 0)
+        for name in ("patience", "pool_steps", "corrector_steps"):
+            check_count(self.name, name, getattr(self, name), 1, none=True)
+        for name in ("reflect", "refine", "early_stop", "pool_in_choice", "judge_again", "reflect_again",
+                     "repeat_parents"):
+            check_choice(self.name, name, getattr(self, name), (True, False))
+        check_choice(self.name, "parents", self.parents, PARENTS)
+        check_choice(self.name, "silent", self.silent, SILENT)
+
+    @classmethod
+    def official(cls) -> ReflectionFlow:
+        """The published script: 32 + 16 x 2 pictures a prompt, 32 reflections, 32 refined prompts,
+        94 verdicts, pool with 30 steps and corrections with 28 (a config value that it ignores)."""
+        return cls(pool=32, branches=2, rounds=16, refine=True, parents="last", early_stop=False,
+                   pool_in_choice=False, judge_again=True, silent="correct", pool_steps=30,
+                   corrector_steps=28)
+
+    @classmethod
+    def for_budget(cls, n: int, **settings) -> ReflectionFlow:
+        """A sensible split of `n` pictures, which it draws exactly if nothing is accepted before.
+
+        A quarter of them is the pool (1 to 8), half as many branches (1 to 4), the rest goes into
+        rounds, and what does not fill a last round goes into the pool: 4 = 1 + 3 x 1, 8 = 2 + 6 x 1,
+        16 = 4 + 6 x 2, 32 = 8 + 6 x 4. `settings` are passed on. UserError unless n is 1 or more.
+        """
+        check_count(cls.name, "n", n, 1)
+        pool = min(max(n // POOL_SHARE, 1), MOST_POOL)
+        branches = min(max(pool // POOL_PER_BRANCH, 1), MOST_BRANCHES)
+        rounds = (n - pool) // branches
+        return cls(pool=n - rounds * branches, branches=branches, rounds=rounds, **settings)
+
+    @property
+    def max_context(self) -> int:
+        return 1 if self.rounds else 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        wanted = {"reflector"} if self.reflect else set()
+        wanted |= {"refiner"} if self.refine else set()
+        return frozenset(wanted) if self.rounds else frozenset()
+
+    @property
+    def most_pictures(self) -> int:
+        return self.pool + self.branches * self.rounds
+
+    def choose(self, run: Run) -> Candidate | None:
+        """The best correction, or the best of all where the pool takes part or is all there is."""
+        corrections = [] if self.pool_in_choice else [c for c in run.candidates if c.round > 0]
+        return run.best(corrections or None)
+
+    def next(self, run: Run) -> Action:
+        if self.early_stop and (stop := accepted_stop(run)):
+            return stop
+        if not run.candidates:
+            changes = {"steps": self.pool_steps} if self.pool_steps else {}
+            pool = tuple(Planned(noise_request(run, i, **changes), branch=i) for i in range(self.pool))
+            return Draw(0, pool, until_accepted=self.early_stop)
+        round = run.rounds
+        if round > self.rounds:
+            return Stop("done", f"all {self.rounds} rounds are drawn")
+        if self.judge_again and round > 1:
+            once = tuple(c.id for c in run.in_round(round - 1) if len(run.verdicts(c.id)) < 2)
+            if once:
+                return Judge(once)
+        parents = self.parents_of(run, round)
+        known = list(dict.fromkeys(p for p in parents if p is not None))
+        if self.reflect and (wanted := tuple(p for p in known if self._reflection(run, p, round) is None)):
+            return Reflect(round, wanted)
+        if self.refine and (wanted := tuple(p for p in known if run.refinement(p, round) is None)):
+            return Refine(round, wanted)
+        planned = tuple(self._child(run, round, branch, parent) for branch, parent in enumerate(parents))
+        return Draw(round, planned, until_accepted=self.early_stop)
+
+    def parents_of(self, run: Run, round: int) -> list[int | None]:
+        """The parent of each branch in `round` (from 1 on); None: start the branch from noise."""
+        if self.parents == "chain":
+            firsts = self._spread(run.ranked(run.in_round(0), latest=True))
+            return [self._incumbent(run, branch, first, round) for branch, first in enumerate(firsts)]
+        among = run.candidates if self.parents == "best" else run.in_round(round - 1)
+        return list(self._spread(run.ranked(among, latest=True)))
+
+    def _spread(self, ranked: list[Candidate]) -> list[int]:
+        best = [c.id for c in ranked[: self.branches]]
+        if len(best) < self.branches and self.repeat_parents:
+            best = [best[i % len(best)] for i in range(self.branches)]
+        return best
+
+    def _incumbent(self, run: Run, branch: int, first: int, round: int) -> int | None:
+        """Who leads a branch before `round`: told anew from its children each time, not remembered."""
+        leader: int | None = first
+        failures = 0
+        for child in run.candidates:
+            if child.branch != branch or not 1 <= child.round < round:
+                continue
+            if leader is None or rank(run.latest_verdict(child.id)) >= rank(run.latest_verdict(leader)):
+                leader, failures = child.id, 0
+            else:
+                failures += 1
+            if self.patience is not None and failures >= self.patience:
+                leader, failures = None, 0
+        return leader
+
+    def _reflection(self, run: Run, parent: int, round: int) -> str | None:
+        return run.reflection(parent, round if self.reflect_again else None)
+
+    def _child(self, run: Run, round: int, branch: int, parent: int | None) -> Planned:
+        steps = {"steps": self.corrector_steps} if self.corrector_steps else {}
+        request: Request = replace(run.request, seed=derive_seed(run.seed, "correction", round, branch), **steps)
+        if parent is None:
+            return Planned(request, branch)
+        if self.refine:
+            # The prompt that goes on is the parent's own; official lists forget to move it (item 3).
+            prompt = run.refinement(parent, round).strip() or run.candidate(parent).request.prompt
+            request = replace(request, prompt=prompt,
+                              original_prompt=run.prompt if prompt != run.prompt else None)
+        feedback = self._reflection(run, parent, round).strip() if self.reflect else ""
+        if self.reflect and not feedback and self.silent == "redraw":
+            return Planned(request, branch)
+        return Planned(replace(request, context=(Pair(feedback, parent),)), branch, parent)

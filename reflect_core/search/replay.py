@@ -1,0 +1,94 @@
+"""Replay: draw a record's pictures again, in the same chunks, and compare them bit for bit.
+
+Judges, reflectors and refiners are not asked: what they said is on the record, and the requests
+with the pictures they refer to are all that a generator needs. A replay that is the same shows
+that weights, code and environment still are what made the run; it is also how a change that must
+not change pictures is checked. The official runs cannot be replayed: their correctors' noise comes
+from whatever state the global generator was left in (spec 4.3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from PIL import ImageChops
+
+from ..types import Generator, UserError
+from .pictures import pixel_sha256
+from .record import load
+from .run import Candidate, Run
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A picture that did not come out again."""
+
+    candidate: int
+    largest: int
+    """Largest difference of a channel of a pixel, 1 to 255."""
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    pictures: int
+    """Pictures drawn again and compared."""
+    differences: tuple[Difference, ...]
+    same_model: bool | None
+    """Whether the fingerprint given is the record's; None if none was given."""
+
+    @property
+    def same(self) -> bool:
+        """Every picture came out bit for bit."""
+        return not self.differences
+
+    def summary(self) -> str:
+        """One sentence for people."""
+        model = " (the weights are not the record's)" if self.same_model is False else ""
+        if self.same:
+            return f"all {self.pictures} pictures came out the same, bit for bit{model}"
+        worst = max(self.differences, key=lambda d: d.largest)
+        return (f"{len(self.differences)} of {self.pictures} pictures differ{model}: candidates "
+                f"{', '.join(str(d.candidate) for d in self.differences)}; the largest difference is "
+                f"{worst.largest} of 255, in candidate {worst.candidate}")
+
+
+def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | None = None,
+           on_picture: Callable[[int, int], None] | None = None) -> ReplayReport:
+    """Draw everything on the record in `folder` again. Writes nothing.
+
+    `on_picture` is called with (pictures compared, of how many). UserError if the record or one of
+    its pictures is damaged, or the generator cannot take its requests.
+    """
+    header, run = load(folder)
+    differences: list[Difference] = []
+    done = 0
+    for chunk in run.chunks:
+        most = max(len(c.request.context) for c in chunk)
+        if most > generator.max_context:
+            raise UserError(f"the record has requests with {most} context pair(s), the generator takes "
+                            f"{generator.max_context}; try the model {header.model!r} that drew them")
+        requests = [_with_pictures(run, c) for c in chunk]
+        for candidate, drawn in zip(chunk, generator.draw(requests)):
+            # Read first: a damaged picture of the record is an error, not a difference.
+            recorded = run.picture(candidate.id)
+            if pixel_sha256(drawn.picture) != candidate.sha256:
+                differences.append(Difference(candidate.id, _largest(recorded, drawn.picture)))
+            done += 1
+            if on_picture:
+                on_picture(done, len(run.candidates))
+    same_model = None if fingerprint is None else fingerprint == header.fingerprint
+    return ReplayReport(done, tuple(differences), same_model)
+
+
+def _with_pictures(run: Run, candidate: Candidate):
+    context = tuple(replace(p, picture=run.picture(p.candidate)) for p in candidate.request.context)
+    return replace(candidate.request, context=context)
+
+
+def _largest(a, b) -> int:
+    if a.size != b.size or a.mode != b.mode:
+        return 255
+    extrema = ImageChops.difference(a, b).getextrema()
+    return max(high for _, high in (extrema if isinstance(extrema[0], tuple) else (extrema,)))

@@ -1,0 +1,254 @@
+"""A run: the tree of candidates with their verdicts, reflections and refined prompts, and the ledger.
+
+Pure data. A run is built by folding entries (`entries.py`) in order, live or from a record alike,
+and everything that a policy may look at is in it. Verdicts, reflections and prompts are kept by the
+candidate they belong to. The official search keeps parallel lists that get out of step: results in
+completion order, shortened by failed calls, not re-sorted with their parents (spec 7, items 1-3).
+Here there is no list to get out of step, so those three have no switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..types import Cost, Picture, Request, UserError, Verdict
+from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Stopped
+from .ledger import Ledger
+from .pictures import MemoryPictures, PictureStore
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One picture of a run. The picture itself is `run.picture(id)`."""
+
+    id: int
+    """0, 1, ... in the order of drawing."""
+    round: int
+    """0 is the first draw; a correction belongs to a later one."""
+    branch: int
+    parent: int | None
+    """The candidate it was made from, by correcting its picture or by rewriting its prompt."""
+    request: Request
+    cost: Cost
+    """The generator's own account of this picture."""
+    sha256: str
+    verdict: Verdict | None = None
+    """The first one. A policy that judges again finds the newest by `run.latest_verdict`."""
+
+    @property
+    def score(self) -> float:
+        """0 while unjudged."""
+        return self.verdict.score if self.verdict else 0.0
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict is not None and self.verdict.accepted
+
+
+def rank(verdict: Verdict) -> tuple[bool, float]:
+    """What better means: accepted before not accepted, then the higher score."""
+    return verdict.accepted, verdict.score
+
+
+class Run:
+    """See the module. `request` carries the user's prompt, the run's seed, size, steps and guidance;
+    `chunk` is how many requests one generator call gets. UserError if they make no sense."""
+
+    def __init__(self, request: Request, chunk: int = 4, pictures: PictureStore | None = None) -> None:
+        _check(request, chunk)
+        self.request = request
+        self.chunk = chunk
+        self.pictures = pictures if pictures is not None else MemoryPictures()
+        self.candidates: list[Candidate] = []
+        self.ledger = Ledger()
+        self.plan: Plan | None = None
+        self.stopped: Stopped | None = None
+        self.chunks: list[tuple[Candidate, ...]] = []
+        """Candidates as they were drawn: one tuple for each call of the generator, without verdicts."""
+        self._planned: list[tuple[Planned, ...]] = []
+        self._unjudged: tuple[int, ...] = ()
+        self._verdicts: dict[int, list[Verdict]] = {}
+        self._reflections: dict[tuple[int, int], str] = {}
+        self._refinements: dict[tuple[int, int], str] = {}
+
+    # What a policy looks at.
+
+    @property
+    def prompt(self) -> str:
+        return self.request.prompt
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed
+
+    @property
+    def rounds(self) -> int:
+        """Rounds begun: 0 before anything is drawn."""
+        return self.candidates[-1].round + 1 if self.candidates else 0
+
+    def candidate(self, id: int) -> Candidate:
+        if not 0 <= id < len(self.candidates):
+            raise UserError(f"the run has no candidate {id}; expected 0 to {len(self.candidates) - 1}")
+        return self.candidates[id]
+
+    def picture(self, id: int) -> Picture:
+        """UserError if a record's file is missing or was changed."""
+        return self.pictures.get(id, self.candidate(id).sha256)
+
+    def in_round(self, round: int) -> list[Candidate]:
+        return [c for c in self.candidates if c.round == round]
+
+    def children(self, id: int) -> list[Candidate]:
+        return [c for c in self.candidates if c.parent == id]
+
+    def lineage(self, id: int) -> list[Candidate]:
+        """From the first ancestor to the candidate itself."""
+        line = [self.candidate(id)]
+        while line[0].parent is not None:
+            line.insert(0, self.candidate(line[0].parent))
+        return line
+
+    def verdicts(self, id: int) -> tuple[Verdict, ...]:
+        """All verdicts on a candidate, oldest first."""
+        return tuple(self._verdicts.get(id, ()))
+
+    def latest_verdict(self, id: int) -> Verdict | None:
+        verdicts = self._verdicts.get(id)
+        return verdicts[-1] if verdicts else None
+
+    def reflection(self, id: int, round: int | None = None) -> str | None:
+        """What was said about a candidate for `round`, or the newest word on it; None if nothing."""
+        return _look_up(self._reflections, id, round)
+
+    def refinement(self, id: int, round: int | None = None) -> str | None:
+        """The prompt rewritten from a candidate for `round`, or the newest; None if there is none."""
+        return _look_up(self._refinements, id, round)
+
+    @property
+    def accepted(self) -> Candidate | None:
+        """The first accepted candidate."""
+        return next((c for c in self.candidates if c.accepted), None)
+
+    def best(self, among: Iterable[Candidate] | None = None) -> Candidate | None:
+        """The best judged candidate by its first verdict, or None. Accepted before not accepted,
+        then the higher score, then the earlier candidate: never an accident of order."""
+        ordered = self.ranked(among)
+        return ordered[0] if ordered else None
+
+    def ranked(self, among: Iterable[Candidate] | None = None, latest: bool = False) -> list[Candidate]:
+        """The judged candidates, best first, by their first (or latest) verdict."""
+        keyed = []
+        for candidate in self.candidates if among is None else among:
+            verdict = self.latest_verdict(candidate.id) if latest else candidate.verdict
+            if verdict is not None:
+                accepted, score = rank(verdict)
+                keyed.append(((not accepted, -score, candidate.id), candidate))
+        return [candidate for _, candidate in sorted(keyed, key=lambda item: item[0])]
+
+    # What the stepper has left to do of the present draw.
+
+    @property
+    def unjudged(self) -> tuple[int, ...]:
+        """The candidates of the chunk that was drawn last, if they still wait for their verdicts."""
+        return self._unjudged
+
+    @property
+    def next_chunk(self) -> tuple[Planned, ...]:
+        """What the generator draws next in one call; empty when the plan is done."""
+        return self._planned[0] if self._planned else ()
+
+    # The fold.
+
+    def apply(self, entry: Entry) -> None:
+        """Take one entry in. UserError if it cannot follow what is there (a damaged record)."""
+        if self.stopped is not None:
+            raise UserError("an entry after the stop")
+        getattr(self, f"_apply_{type(entry).__name__.lower()}")(entry)
+        self.ledger.overhead_seconds += entry.overhead
+
+    def _apply_plan(self, entry: Plan) -> None:
+        if self._planned or self._unjudged:
+            raise UserError("a plan before the one before it was done")
+        if sum(entry.chunks) != len(entry.planned) or any(size < 1 for size in entry.chunks):
+            raise UserError(f"chunks {entry.chunks} do not add up to {len(entry.planned)} requests")
+        self._known(p.candidate for planned in entry.planned for p in planned.request.context)
+        self._known(planned.parent for planned in entry.planned)
+        self.plan = entry
+        starts = [sum(entry.chunks[:i]) for i in range(len(entry.chunks))]
+        self._planned = [entry.planned[a:a + size] for a, size in zip(starts, entry.chunks)]
+
+    def _apply_drew(self, entry: Drew) -> None:
+        if not self._planned or self._unjudged:
+            raise UserError("pictures were drawn that no plan asked for")
+        chunk, count = self._planned[0], len(self.candidates)
+        if entry.first != count or not len(chunk) == len(entry.sha256) == len(entry.costs):
+            raise UserError(f"drew {len(entry.sha256)} pictures from candidate {entry.first} on; "
+                            f"expected {len(chunk)} from {count} on")
+        for id, planned, sha256, cost in zip(range(count, count + len(chunk)), chunk, entry.sha256, entry.costs):
+            self.candidates.append(Candidate(id, self.plan.round, planned.branch, planned.parent,
+                                             planned.request, cost, sha256))
+            # The ledger's seconds are measured around the call, not what the generator says.
+            self.ledger.add("generator", replace(cost, seconds=0.0), 1)
+        self.ledger.add("generator", Cost(seconds=entry.seconds), 0)
+        self._planned.pop(0)
+        self.chunks.append(tuple(self.candidates[count:]))
+        self._unjudged = tuple(range(count, count + len(chunk)))
+
+    def _apply_judged(self, entry: Judged) -> None:
+        self._known(entry.candidates, len(entry.verdicts))
+        if self._unjudged and entry.candidates != self._unjudged:
+            raise UserError(f"verdicts on {entry.candidates}; expected {self._unjudged} first")
+        for id, verdict in zip(entry.candidates, entry.verdicts):
+            self._verdicts.setdefault(id, []).append(verdict)
+            if self.candidates[id].verdict is None:
+                self.candidates[id] = replace(self.candidates[id], verdict=verdict)
+        self.ledger.add("verifier", entry.cost, len(entry.candidates))
+        self._unjudged = ()
+        if self.plan.until_accepted and any(v.accepted for v in entry.verdicts):
+            self._planned = []
+
+    def _apply_reflected(self, entry: Reflected) -> None:
+        self._known(entry.candidates, len(entry.reflections))
+        self._reflections.update({(id, entry.round): t for id, t in zip(entry.candidates, entry.reflections)})
+        self.ledger.add("reflector", entry.cost, len(entry.candidates))
+
+    def _apply_refined(self, entry: Refined) -> None:
+        self._known(entry.candidates, len(entry.prompts))
+        self._refinements.update({(id, entry.round): t for id, t in zip(entry.candidates, entry.prompts)})
+        self.ledger.add("refiner", entry.cost, len(entry.candidates))
+
+    def _apply_stopped(self, entry: Stopped) -> None:
+        self.stopped = entry
+        self._planned = []
+
+    def _known(self, ids: Iterable[int | None], expected: int | None = None) -> None:
+        ids = tuple(ids)
+        if expected is not None and len(ids) != expected:
+            raise UserError(f"{expected} answers for {len(ids)} candidates")
+        for id in ids:
+            if id is not None and not 0 <= id < len(self.candidates):
+                raise UserError(f"there is no candidate {id} yet")
+
+
+def _look_up(texts: dict[tuple[int, int], str], id: int, round: int | None) -> str | None:
+    if round is not None:
+        return texts.get((id, round))
+    rounds = [r for candidate, r in texts if candidate == id]
+    return texts[id, max(rounds)] if rounds else None
+
+
+def _check(request: Request, chunk: int) -> None:
+    if not isinstance(request.prompt, str) or not request.prompt.strip():
+        raise UserError(f"the prompt is empty; got {request.prompt!r}; expected some text")
+    for name in ("width", "height", "steps"):
+        value = getattr(request, name)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} must be a whole number from 1 on; got {value!r}")
+    if not isinstance(request.seed, int) or isinstance(request.seed, bool) or request.seed < 0:
+        raise UserError(f"the seed must be a whole number from 0 on; got {request.seed!r}")
+    if request.context or request.original_prompt is not None:
+        raise UserError("the request that starts a run must be a plain one; got one with a context or a "
+                        "rewritten prompt; expected those to come from the policy")
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
+        raise UserError(f"chunk must be a whole number from 1 on; got {chunk!r}")

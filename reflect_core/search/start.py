@@ -1,0 +1,52 @@
+"""Start a run or resume one, in a line each: what the command line, the bench and the nodes call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..types import Generator, Refiner, Reflector, Request, Verifier
+from .budget import Budget
+from .policy import Policy
+from .record import Header, Record
+from .registry import policy_from_json
+from .run import Run
+from .stepper import EventCallback, Stepper
+
+
+def start(request: Request, policy: Policy, generator: Generator, verifier: Verifier,
+          reflector: Reflector | None = None, refiner: Refiner | None = None, *,
+          budget: Budget | None = None, chunk: int = 4, folder: str | os.PathLike | None = None,
+          model: str = "", fingerprint: str = "", settings: dict[str, Any] | None = None,
+          on_event: EventCallback | None = None) -> Stepper:
+    """A stepper on a new run, in memory or, with a `folder`, on record there.
+
+    The arguments after `chunk` go into the record's header, see `record.Header`. Close the stepper
+    when done (or use it in a `with`). UserError if something does not fit, before anything is
+    drawn or written.
+    """
+    budget = budget or Budget()
+    run = Run(request, chunk)
+    actors = (generator, verifier, reflector, refiner)
+    stepper = Stepper(run, policy, *actors, budget=budget, on_event=on_event)
+    if folder is None:
+        return stepper
+    record = Record.create(folder, Header(request, policy.to_json(), budget, chunk, model, fingerprint,
+                                          settings or {}))
+    return Stepper(record.run, policy, *actors, budget=budget, record=record, on_event=on_event)
+
+
+def resume(folder: str | os.PathLike, generator: Generator, verifier: Verifier,
+           reflector: Reflector | None = None, refiner: Refiner | None = None, *,
+           fingerprint: str | None = None, on_event: EventCallback | None = None) -> Stepper:
+    """A stepper that goes on with the record in `folder`: policy, budget and chunk are its header's.
+
+    UserError as in `Record.resume`. To look at the header first (which model?), use `load`.
+    """
+    record = Record.resume(folder, fingerprint)
+    try:
+        return Stepper(record.run, policy_from_json(record.header.policy), generator, verifier, reflector, refiner,
+                       budget=record.header.budget, record=record, on_event=on_event)
+    except BaseException:
+        record.close()
+        raise

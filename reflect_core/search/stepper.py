@@ -1,0 +1,329 @@
+"""The stepper: asks the policy, lets the actors do it, appends what came out. The only loop.
+
+The command line, the tests and the ComfyUI loop all drive this class. One `step()` is one action of
+the policy. Whatever an actor returns is appended (and, with a record, on disk) before the next
+actor is called, so an error, Ctrl-C or a kill costs at most the call that was in flight:
+
+    plan  ->  [ draw a chunk -> pictures safe -> one line -> judge it -> one line ] ...
+
+Answers are matched to candidates by position and counted; an actor that returns too few or too
+many is an error. The official code drops failed answers silently and goes on with shorter lists in
+completion order (spec 7, items 1 and 2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verdict, Verifier
+from . import codec
+from .budget import Budget
+from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Stopped
+from .policy import Action, Draw, Judge, Policy, Refine, Reflect, Stop
+from .run import Candidate, Run
+
+
+class ActorError(RuntimeError):
+    """A generator, verifier, reflector or refiner broke its contract (a bug in it, not in the run)."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened; for progress bars. The stepper's `so_far` has everything else."""
+
+    kind: str
+    """'planned', 'step', 'drawn', 'judged', 'reflected', 'refined' or 'stopped'."""
+    round: int
+    candidate: int | None = None
+    """For 'drawn', 'judged', 'reflected' and 'refined': one event for each candidate."""
+    score: float | None = None
+    accepted: bool | None = None
+    step: int = 0
+    """For 'step': denoising step `step` of `steps` of the chunk that is being drawn."""
+    steps: int = 0
+    pictures: int = 0
+    """Pictures drawn so far, of at most `most_pictures`."""
+    most_pictures: int = 0
+    text: str = ""
+    """The judge's reason, the reflection, the refined prompt, or why the run stopped."""
+
+
+EventCallback = Callable[[Event], None]
+
+
+class Recorder(Protocol):
+    def append(self, entry: Entry) -> None:
+        """Return when the entry would survive a kill."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Stepper:
+    """Drives one run. UserError at once if the actors cannot do what the policy wants.
+
+    Two optional attributes of actors are used where they exist:
+    `generator.evaluations(request) -> int`: denoiser evaluations of a request before it is drawn
+    (else one for each step, or what the run's pictures cost so far, if that was more);
+    `verifier.spent`, `reflector.spent`, `refiner.spent`: a `Cost` that grows with each call (else a
+    verifier counts one judge call for each picture, the others none).
+    """
+
+    def __init__(self, run: Run, policy: Policy, generator: Generator, verifier: Verifier,
+                 reflector: Reflector | None = None, refiner: Refiner | None = None,
+                 budget: Budget | None = None, record: Recorder | None = None,
+                 on_event: EventCallback | None = None) -> None:
+        self.so_far = run
+        self.policy = policy
+        self.budget = budget or Budget()
+        self.record = record
+        self.on_event = on_event
+        self._actors = {"generator": generator, "verifier": verifier, "reflector": reflector, "refiner": refiner}
+        self._appending = False
+        self._outside = 0.0
+        self._mark = time.perf_counter()
+        for name in sorted(policy.needs):
+            if self._actors[name] is None:
+                raise UserError(f"the policy {policy.name!r} needs a {name}; got none; try to give one or to "
+                                f"switch that off in the policy")
+        if policy.max_context > generator.max_context:
+            raise UserError(f"the policy {policy.name!r} hands {policy.max_context} (picture, feedback) pair(s) to "
+                            f"the generator, which takes {generator.max_context}; try a corrector, or the policy "
+                            "'best_of_n'")
+
+    @property
+    def best(self) -> Candidate | None:
+        """The policy's answer so far; None while nothing is judged."""
+        return self.policy.choose(self.so_far)
+
+    def close(self) -> None:
+        """Close the record, if there is one. The run stays readable."""
+        if self.record is not None:
+            self.record.close()
+
+    def __enter__(self) -> Stepper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self) -> Run:
+        """Step until the policy or the budget stops. Returns the run, with `run.stopped` set."""
+        self._mark = time.perf_counter()
+        while not isinstance(self.step(), Stop):
+            pass
+        return self.so_far
+
+    def step(self) -> Action:
+        """Do one action, or finish the draw that was interrupted, and return it.
+
+        Errors of actors come through; what was appended before them stays, and the next `step()`,
+        here or after a resume, tries again what failed.
+        """
+        run = self.so_far
+        if self._appending:
+            raise UserError("this run was interrupted while it wrote its record; try to resume it from its folder")
+        if run.stopped:
+            return Stop(run.stopped.kind, run.stopped.reason)
+        if run.unjudged or run.next_chunk:
+            action: Action = Draw(run.plan.round, run.plan.planned, run.plan.until_accepted)
+            return self._draw_chunks() or action
+        action = self.policy.next(run)
+        if not isinstance(action, Stop):
+            action = self._within_budget(action)
+        if isinstance(action, Draw):
+            self._append(Plan(action.round, action.planned, chunk_sizes(action.requests, run.chunk),
+                              action.until_accepted))
+            self._emit("planned", action.round)
+            return self._draw_chunks() or action
+        if isinstance(action, Judge):
+            self._judge(action.candidates)
+        elif isinstance(action, Reflect):
+            self._reflect(action)
+        elif isinstance(action, Refine):
+            self._refine(action)
+        else:
+            self._stop(action)
+        return action
+
+    # The five things it can do.
+
+    def _draw_chunks(self) -> Stop | None:
+        """Draw and judge what the plan has left, chunk by chunk."""
+        run = self.so_far
+        while run.unjudged or run.next_chunk:
+            if not run.unjudged:
+                # The plan was trimmed to the budget; only time can run out under way.
+                reason = self.budget.spent(run.ledger, self._seconds()) if self.budget.seconds else None
+                if reason and reason == Budget(seconds=self.budget.seconds).spent(run.ledger, self._seconds()):
+                    return self._stop(Stop("budget", reason))
+                self._draw(run.next_chunk)
+            self._judge(run.unjudged)
+        return None
+
+    def _draw(self, chunk: Sequence[Planned]) -> None:
+        run, round = self.so_far, self.so_far.plan.round
+        requests = [self._with_pictures(p.request) for p in chunk]
+        drawn, cost = self._call("generator", len(requests), lambda actor: actor.draw(
+            requests, lambda step, steps: self._emit("step", round, step=step, steps=steps)))
+        for request, one in zip(requests, drawn):
+            if one.picture.mode != "RGB" or one.picture.size != (request.width, request.height):
+                raise ActorError(f"the generator drew {one.picture.mode} {one.picture.size}; expected RGB "
+                                 f"{(request.width, request.height)}")
+        first = len(run.candidates)
+        hashes = tuple(run.pictures.put(first + i, one.picture) for i, one in enumerate(drawn))
+        run.pictures.settle()
+        # A generator that leaves `pictures` at 0 has still drawn one.
+        costs = tuple(replace(one.cost, pictures=1) for one in drawn)
+        self._append(Drew(first, hashes, costs, cost.seconds))
+        for id in run.unjudged:
+            self._emit("drawn", round, candidate=id)
+
+    def _judge(self, ids: tuple[int, ...]) -> None:
+        run = self.so_far
+        pictures = [run.picture(id) for id in ids]
+        verdicts, cost = self._call("verifier", len(ids), lambda actor: actor.judge(run.prompt, pictures))
+        verdicts = tuple(_checked(v) for v in verdicts)
+        self._append(Judged(ids, verdicts, cost))
+        for id, verdict in zip(ids, verdicts):
+            self._emit("judged", run.candidate(id).round, candidate=id, score=verdict.score,
+                       accepted=verdict.accepted, text=verdict.reason)
+
+    def _reflect(self, action: Reflect) -> None:
+        run, ids = self.so_far, action.candidates
+        pictures, verdicts = self._seen(ids)
+        texts, cost = self._call("reflector", len(ids),
+                                 lambda actor: actor.reflect(run.prompt, pictures, verdicts))
+        self._append(Reflected(action.round, ids, _texts("reflector", texts), cost))
+        for id, text in zip(ids, texts):
+            self._emit("reflected", action.round, candidate=id, text=text)
+
+    def _refine(self, action: Refine) -> None:
+        run, ids = self.so_far, action.candidates
+        pictures, verdicts = self._seen(ids)
+        # A branch's present prompt is the one its candidate was drawn from: it cannot get out of step.
+        currents = [run.candidate(id).request.prompt for id in ids]
+        reflections = [run.reflection(id) or "" for id in ids]
+        texts, cost = self._call("refiner", len(ids), lambda actor: actor.refine(
+            run.prompt, currents, pictures, verdicts, reflections))
+        self._append(Refined(action.round, ids, _texts("refiner", texts), cost))
+        for id, text in zip(ids, texts):
+            self._emit("refined", action.round, candidate=id, text=text)
+
+    def _stop(self, action: Stop) -> Stop:
+        self._append(Stopped(action.kind, action.reason))
+        self._emit("stopped", max(self.so_far.rounds - 1, 0), text=action.reason)
+        return action
+
+    # What they share.
+
+    def _within_budget(self, action: Action) -> Action:
+        """The action, trimmed to what is left, or the stop that takes its place."""
+        run, budget = self.so_far, self.budget
+        # Also before reflecting: a reflection that nothing can be drawn with is wasted.
+        reason = budget.spent(run.ledger, self._seconds())
+        if reason:
+            return Stop("budget", reason)
+        if isinstance(action, Draw):
+            evaluations = [self._evaluations(request) for request in action.requests]
+            count = budget.fits(run.ledger, evaluations)
+            if count == 0:
+                return Stop("budget", f"what is left of {budget.denoiser_evaluations} denoiser evaluations is "
+                                      f"not enough for a picture that takes {evaluations[0]}")
+            return replace(action, planned=action.planned[:count])
+        actor = {Judge: "verifier", Reflect: "reflector", Refine: "refiner"}[type(action)]
+        counts_calls = isinstance(action, Judge) or hasattr(self._actors[actor], "spent")
+        calls = run.ledger.total.judge_calls + len(action.candidates)
+        if counts_calls and budget.judge_calls is not None and calls > budget.judge_calls:
+            return Stop("budget", f"what is left of {budget.judge_calls} judge calls is not enough for the {actor}")
+        return action
+
+    def _evaluations(self, request: Request) -> int:
+        generator = self._actors["generator"]
+        if hasattr(generator, "evaluations"):
+            return generator.evaluations(request)
+        per_step = [c.cost.denoiser_evaluations / c.request.steps for c in self.so_far.candidates]
+        return round(request.steps * max(per_step + [1]))
+
+    def _with_pictures(self, request: Request) -> Request:
+        context = tuple(replace(p, picture=self.so_far.picture(p.candidate)) for p in request.context)
+        return replace(request, context=context)
+
+    def _seen(self, ids: Sequence[int]) -> tuple[list[Picture], list[Verdict]]:
+        return [self.so_far.picture(id) for id in ids], [self.so_far.latest_verdict(id) for id in ids]
+
+    def _call(self, name: str, count: int, ask: Callable[[Any], Any]) -> tuple[list, Cost]:
+        """What the actor answered, `count` things, and what that cost; its time is no overhead."""
+        actor = self._actors[name]
+        before = getattr(actor, "spent", Cost())
+        started = time.perf_counter()
+        try:
+            answers = list(ask(actor))
+        finally:
+            seconds = time.perf_counter() - started
+            self._outside += seconds
+        if len(answers) != count:
+            raise ActorError(f"the {name} returned {len(answers)} answers for {count} candidates; expected as "
+                             "many, in order")
+        if hasattr(actor, "spent"):
+            pairs = zip(actor.spent.as_tuple(), before.as_tuple())
+            return answers, replace(Cost(*(now - then for now, then in pairs)), seconds=seconds)
+        return answers, Cost(judge_calls=count if name == "verifier" else 0, seconds=seconds)
+
+    def _append(self, entry: Entry) -> None:
+        now = time.perf_counter()
+        entry = replace(entry, overhead=max(now - self._mark - self._outside, 0.0))
+        self._mark, self._outside = now, 0.0
+        # An interrupt in between would leave the record one entry ahead of the run.
+        self._appending = True
+        if self.record is not None:
+            self.record.append(entry)
+        self.so_far.apply(entry)
+        self._appending = False
+
+    def _seconds(self) -> float:
+        return self.so_far.ledger.seconds + time.perf_counter() - self._mark
+
+    def _emit(self, kind: str, round: int, **details: Any) -> None:
+        if self.on_event is None:
+            return
+        most = self.policy.most_pictures
+        if self.budget.pictures is not None:
+            most = min(most, self.budget.pictures)
+        self.on_event(Event(kind, round, pictures=len(self.so_far.candidates), most_pictures=most, **details))
+
+
+def chunk_sizes(requests: Sequence[Request], chunk: int) -> tuple[int, ...]:
+    """How many requests each call gets: up to `chunk` neighbours that differ in nothing that a batch
+    must share (size, steps, guidance, number of context pairs)."""
+    sizes: list[int] = []
+    last = None
+    for r in requests:
+        shape = (r.width, r.height, r.steps, r.guidance, len(r.context))
+        if shape == last and sizes[-1] < chunk:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+        last = shape
+    return tuple(sizes)
+
+
+def _checked(verdict: Verdict) -> Verdict:
+    """The verdict as it will read back from a record. ActorError if it cannot be kept or ranked."""
+    try:
+        verdict = codec.verdict_from_json(codec.plain(codec.verdict_to_json(verdict)))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ActorError(f"the verifier returned a verdict that JSON cannot hold: {error}; got {verdict!r}") from error
+    if not 0.0 <= verdict.score <= 1.0:
+        raise ActorError(f"the verifier returned a score of {verdict.score}; expected one in [0, 1]")
+    return verdict
+
+
+def _texts(actor: str, texts: Sequence[Any]) -> tuple[str, ...]:
+    for text in texts:
+        if not isinstance(text, str):
+            raise ActorError(f"the {actor} returned {text!r}; expected text")
+    return tuple(texts)
