@@ -44,13 +44,18 @@ class Budget:
         the caller knows better than the ledger."""
         total = ledger.total
         used = {"pictures": total.pictures, "denoiser_evaluations": total.denoiser_evaluations,
-                "judge_calls": total.judge_calls,
-                "seconds": ledger.seconds if seconds is None else seconds}
+                "judge_calls": total.judge_calls}
         for name, value in used.items():
             limit = getattr(self, name)
             if limit is not None and value >= limit:
                 return f"the budget of {limit} {name.replace('_', ' ')} is spent"
-        return None
+        return self.out_of_time(ledger.seconds if seconds is None else seconds)
+
+    def out_of_time(self, seconds: float) -> str | None:
+        """The reason to stop if `seconds` of wall time are more than there were, else None."""
+        if self.seconds is None or seconds < self.seconds:
+            return None
+        return f"the budget of {self.seconds:g} seconds is spent"
 
     def fits(self, ledger: Ledger, evaluations: Sequence[int]) -> int:
         """How many of the requests, from the first on, may be drawn and judged; `evaluations` is the

@@ -41,9 +41,9 @@ class RecordLock:
         try:
             self._acquire()
         except Busy:
-            raise UserError(f"the record in {folder} is being written by another process "
-                            f"({self._owner(self._path)}); expected to be the only one; try to wait for it, to "
-                            "end it, or another folder") from None
+            owner = self._owner(self._path)
+            raise UserError(f"the record in {folder} is being written by another process ({owner}); expected "
+                            "to be the only one; try to wait for it, to end it, or another folder") from None
 
     def release(self) -> None:
         """Let go. The lock file stays: deleting it would open a gap for two new owners."""
@@ -87,17 +87,22 @@ class RecordLock:
     def _take_away(self, path: Path) -> bool:
         """Remove the lock file of a dead process; False if its owner lives."""
         owner = self._owner(path)
-        pid, _, host = owner.partition(" on ")
-        if not pid.startswith("process ") or host != socket.gethostname() or _alive(int(pid[8:])):
+        pid, _, host = owner.removeprefix("process ").partition(" on ")
+        # A process of another machine cannot be asked, so it lives.
+        if not pid.isdigit() or host != socket.gethostname() or _alive(int(pid)):
             return False
-        # Renamed before it is removed: of two that find it dead, one gets it.
+        # Renamed before it is removed: of two that find it dead, one gets it. The other one may have
+        # got hold of the first one's new lock instead, and puts it back.
         aside = path.with_name(f".owner.{os.getpid()}")
         try:
             os.replace(path, aside)
         except FileNotFoundError:
             return True
+        stale = self._owner(aside) == owner
+        if not stale:
+            os.link(aside, path)
         aside.unlink()
-        return True
+        return stale
 
     @staticmethod
     def _owner(path: Path) -> str:

@@ -77,8 +77,7 @@ class NoisePromptScaling(Policy):
         parents = last or [None] * self.branches
         planned = []
         for branch, parent in enumerate(parents):
-            # A refiner that answers nothing leaves the branch with the prompt it had.
-            prompt = (run.refinement(parent.id, round).strip() or parent.request.prompt) if parent else run.prompt
+            prompt = run.next_prompt(parent.id, round) if parent else run.prompt
             request = noise_request(run, round * self.branches + branch, prompt=prompt,
                                     original_prompt=run.prompt if prompt != run.prompt else None)
             planned.append(Planned(request, branch, parent.id if parent else None))

@@ -74,12 +74,16 @@ class FolderPictures:
     def put(self, candidate: int, picture: Picture) -> str:
         path = self.path(candidate)
         scratch = path.with_suffix(".tmp")
-        with open(scratch, "wb") as file:
-            # Level 1: three times as fast as the default for a few per cent more bytes.
-            picture.save(file, format="PNG", compress_level=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        try:
+            with open(scratch, "wb") as file:
+                # Level 1: three times as fast as the default for a few per cent more bytes.
+                picture.save(file, format="PNG", compress_level=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except OSError as error:
+            raise UserError(f"the picture {path} cannot be written ({error}); expected room on the disk and "
+                            "a folder to write to; try to make room, then resume") from error
         self._remember(candidate, picture)
         return pixel_sha256(picture)
 
@@ -107,9 +111,16 @@ class FolderPictures:
             raise UserError(f"the picture {path} of candidate {candidate} cannot be read ({error}); "
                             "expected a PNG; try to restore it from a copy") from error
         if pixel_sha256(picture) != sha256:
-            raise UserError(f"the picture {path} is not the one that candidate {candidate} was recorded with: "
-                            "its pixels have another SHA-256; try to restore it from a copy")
+            raise UserError(f"the picture {path} was changed: its pixels have another SHA-256 than candidate "
+                            f"{candidate} was recorded with; try to restore it from a copy")
         return picture
+
+    def discard_from(self, first: int) -> None:
+        """Remove what a kill left behind: pictures from `first` on, which no line speaks of."""
+        for path in self.folder.iterdir():
+            stray = path.suffix == ".png" and path.stem.isdigit() and int(path.stem) >= first
+            if stray or (path.suffix == ".tmp" and path.stem.isdigit()):
+                path.unlink()
 
     def _remember(self, candidate: int, picture: Picture) -> None:
         self._recent[candidate] = picture

@@ -20,6 +20,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -76,7 +78,15 @@ class Header:
     format: int = FORMAT
 
 
+_SECRET = re.compile(r"api_?key|secret|password|authorization|(^|_)token$", re.IGNORECASE)
+
+
 def header_to_json(header: Header) -> dict[str, Any]:
+    """UserError if the settings hold something that is called like a secret."""
+    for name in _names({**header.settings, **header.policy}):
+        if _SECRET.search(name):
+            raise UserError(f"the setting {name!r} looks like a secret; records are shared and must hold "
+                            "none; try to give it to the actor by an environment variable")
     return {"line": "header", **codec.flat_to_json(header), "request": codec.request_to_json(header.request),
             "budget": header.budget.to_json()}
 
@@ -89,6 +99,12 @@ def header_from_json(data: Any) -> Header:
         raise UserError(f"format {data.get('format')!r}; expected {FORMAT}; try another version of Reflect")
     return codec.flat_from_json(Header, data, request=codec.request_from_json(data.get("request")),
                                 budget=Budget.from_json(data.get("budget")))
+
+
+def _names(data: Any) -> Iterator[str]:
+    for name, value in data.items() if isinstance(data, dict) else ():
+        yield str(name)
+        yield from _names(value)
 
 
 class Record:
@@ -113,8 +129,7 @@ class Record:
             pictures.mkdir(parents=True, exist_ok=True)
             lock = RecordLock(folder)
         except OSError as error:
-            raise UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write "
-                            "to; try another one") from error
+            raise _unwritable(folder, error) from error
         try:
             if (folder / LINES).exists() or any(pictures.iterdir()):
                 raise UserError(f"{folder} already holds a record or pictures; expected an empty or a new "
@@ -124,7 +139,7 @@ class Record:
             return cls(folder, header, run, lock)
         except OSError as error:
             lock.release()
-            raise UserError(f"the output folder {folder} cannot be written ({error}); try another one") from error
+            raise _unwritable(folder, error) from error
         except BaseException:
             lock.release()
             raise
@@ -142,14 +157,15 @@ class Record:
         try:
             lock = RecordLock(folder)
         except OSError as error:
-            raise UserError(f"the record in {folder} cannot be written ({error})") from error
+            raise _unwritable(folder, error) from error
         try:
             header, run, whole = _read(folder)
             if fingerprint is not None and fingerprint != header.fingerprint:
-                raise UserError(f"the record in {folder} was drawn by the model {header.model!r} with fingerprint "
-                                f"{header.fingerprint[:16]!r}; got one with {fingerprint[:16]!r}; try to resume "
-                                "with the same weights, or start a new run")
+                raise UserError(f"the record in {folder} was drawn by the model {header.model!r} with the "
+                                f"fingerprint {header.fingerprint[:16]!r}; got {fingerprint[:16]!r}; try to "
+                                "resume with the same weights, or start a new run")
             check_pictures(folder, run)
+            run.pictures.discard_from(len(run.candidates))
             if whole < (folder / LINES).stat().st_size:
                 with open(folder / LINES, "r+b") as file:
                     file.truncate(whole)
@@ -162,7 +178,8 @@ class Record:
     def append(self, entry: Entry) -> None:
         """Write one line and return when it is on the disk.
 
-        If the write fails or is interrupted, what it left of the line is cut off again.
+        If the write fails (UserError: no room on the disk, say) or is interrupted, what it left of
+        the line is cut off again, and the same entry can be appended later.
         """
         line = codec.dumps(entry_to_json(entry)).encode("ascii") + b"\n"
         start = os.fstat(self._file.fileno()).st_size
@@ -171,8 +188,10 @@ class Record:
             while done < len(line):
                 done += self._file.write(line[done:])
             os.fsync(self._file.fileno())
-        except BaseException:
+        except BaseException as error:
             os.ftruncate(self._file.fileno(), start)
+            if isinstance(error, OSError):
+                raise _unwritable(self.folder, error) from error
             raise
 
     def close(self) -> None:
@@ -211,8 +230,8 @@ def _read(folder: Path) -> tuple[Header, Run, int]:
     whole = content.rfind(b"\n") + 1
     lines = content[:whole].split(b"\n")[:-1]
     if not lines:
-        raise UserError(f"{folder / LINES} has no whole line; expected a header; nothing was drawn, so try to "
-                        "remove the folder and start anew")
+        raise UserError(f"{folder / LINES} has no whole line; expected a header; nothing was drawn, so try "
+                        "to remove the folder and start anew")
     header = run = None
     for number, line in enumerate(lines, start=1):
         try:
@@ -223,8 +242,9 @@ def _read(folder: Path) -> tuple[Header, Run, int]:
             else:
                 run.apply(entry_from_json(data))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"line {number} of {folder / LINES} is damaged: {error}; expected what Reflect wrote; "
-                            "try a copy of the record, or cut the file before that line and resume") from error
+            raise UserError(f"line {number} of {folder / LINES} is damaged: {error}; expected what Reflect "
+                            "wrote; try a copy of the record, or cut the file before that line and resume"
+                            ) from error
     return header, run, whole
 
 
@@ -232,6 +252,11 @@ def _expect_record(folder: Path) -> None:
     if not (folder / LINES).is_file():
         raise UserError(f"there is no record in {folder}: {LINES} is missing; expected the folder of a run; "
                         "try to check the path")
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write to, "
+                     "with room on its disk; try another one")
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..types import Pair, Request
+from ..types import Pair
 from .entries import Planned
 from .policy import (
     Action,
@@ -154,8 +154,8 @@ class ReflectionFlow(Policy):
         if self.early_stop and (stop := accepted_stop(run)):
             return stop
         if not run.candidates:
-            changes = {"steps": self.pool_steps} if self.pool_steps else {}
-            pool = tuple(Planned(noise_request(run, i, **changes), branch=i) for i in range(self.pool))
+            steps = self.pool_steps or run.request.steps
+            pool = tuple(Planned(noise_request(run, i, steps=steps), branch=i) for i in range(self.pool))
             return Draw(0, pool, until_accepted=self.early_stop)
         round = run.rounds
         if round > self.rounds:
@@ -206,13 +206,13 @@ class ReflectionFlow(Policy):
         return run.reflection(parent, round if self.reflect_again else None)
 
     def _child(self, run: Run, round: int, branch: int, parent: int | None) -> Planned:
-        steps = {"steps": self.corrector_steps} if self.corrector_steps else {}
-        request: Request = replace(run.request, seed=derive_seed(run.seed, "correction", round, branch), **steps)
+        request = replace(run.request, seed=derive_seed(run.seed, "correction", round, branch),
+                          steps=self.corrector_steps or run.request.steps)
         if parent is None:
             return Planned(request, branch)
         if self.refine:
             # The prompt that goes on is the parent's own; official lists forget to move it (item 3).
-            prompt = run.refinement(parent, round).strip() or run.candidate(parent).request.prompt
+            prompt = run.next_prompt(parent, round)
             request = replace(request, prompt=prompt,
                               original_prompt=run.prompt if prompt != run.prompt else None)
         feedback = self._reflection(run, parent, round).strip() if self.reflect else ""

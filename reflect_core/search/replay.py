@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import ImageChops
 
 from ..types import Generator, UserError
 from .pictures import pixel_sha256
-from .record import load
-from .run import Candidate, Run
+from .record import load, versions_here
+from .stepper import ActorError
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class ReplayReport:
     same_model: bool | None
     """Whether the fingerprint given is the record's; None if none was given."""
 
+    changed_versions: tuple[str, ...] = ()
+    """'torch 2.6.0 -> 2.7.1' and so on: what is another version here than on the record."""
+
     @property
     def same(self) -> bool:
         """Every picture came out bit for bit."""
@@ -48,10 +51,11 @@ class ReplayReport:
         model = " (the weights are not the record's)" if self.same_model is False else ""
         if self.same:
             return f"all {self.pictures} pictures came out the same, bit for bit{model}"
+        changed = f"; other versions: {', '.join(self.changed_versions)}" if self.changed_versions else ""
         worst = max(self.differences, key=lambda d: d.largest)
         return (f"{len(self.differences)} of {self.pictures} pictures differ{model}: candidates "
                 f"{', '.join(str(d.candidate) for d in self.differences)}; the largest difference is "
-                f"{worst.largest} of 255, in candidate {worst.candidate}")
+                f"{worst.largest} of 255, in candidate {worst.candidate}{changed}")
 
 
 def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | None = None,
@@ -69,8 +73,11 @@ def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | N
         if most > generator.max_context:
             raise UserError(f"the record has requests with {most} context pair(s), the generator takes "
                             f"{generator.max_context}; try the model {header.model!r} that drew them")
-        requests = [_with_pictures(run, c) for c in chunk]
-        for candidate, drawn in zip(chunk, generator.draw(requests)):
+        requests = [run.with_pictures(c.request) for c in chunk]
+        drawings = generator.draw(requests)
+        if len(drawings) != len(chunk):
+            raise ActorError(f"the generator returned {len(drawings)} pictures for {len(chunk)} requests")
+        for candidate, drawn in zip(chunk, drawings):
             # Read first: a damaged picture of the record is an error, not a difference.
             recorded = run.picture(candidate.id)
             if pixel_sha256(drawn.picture) != candidate.sha256:
@@ -79,12 +86,10 @@ def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | N
             if on_picture:
                 on_picture(done, len(run.candidates))
     same_model = None if fingerprint is None else fingerprint == header.fingerprint
-    return ReplayReport(done, tuple(differences), same_model)
-
-
-def _with_pictures(run: Run, candidate: Candidate):
-    context = tuple(replace(p, picture=run.picture(p.candidate)) for p in candidate.request.context)
-    return replace(candidate.request, context=context)
+    here = versions_here()
+    changed = tuple(f"{name} {was} -> {here.get(name, 'none')}" for name, was in header.versions.items()
+                    if here.get(name) != was)
+    return ReplayReport(done, tuple(differences), same_model, changed)
 
 
 def _largest(a, b) -> int:

@@ -96,6 +96,12 @@ class Run:
         """UserError if a record's file is missing or was changed."""
         return self.pictures.get(id, self.candidate(id).sha256)
 
+    def with_pictures(self, request: Request) -> Request:
+        """The request with the pictures that its context names by candidate: what a generator gets."""
+        context = tuple(p if p.candidate is None else replace(p, picture=self.picture(p.candidate))
+                        for p in request.context)
+        return replace(request, context=context)
+
     def in_round(self, round: int) -> list[Candidate]:
         return [c for c in self.candidates if c.round == round]
 
@@ -124,6 +130,11 @@ class Run:
     def refinement(self, id: int, round: int | None = None) -> str | None:
         """The prompt rewritten from a candidate for `round`, or the newest; None if there is none."""
         return _look_up(self._refinements, id, round)
+
+    def next_prompt(self, id: int, round: int) -> str:
+        """The prompt that goes on from a candidate into `round`: the one rewritten for it, or the
+        candidate's own if there is none or the refiner answered nothing."""
+        return (self.refinement(id, round) or "").strip() or self.candidate(id).request.prompt
 
     @property
     def accepted(self) -> Candidate | None:
@@ -185,9 +196,9 @@ class Run:
         if entry.first != count or not len(chunk) == len(entry.sha256) == len(entry.costs):
             raise UserError(f"drew {len(entry.sha256)} pictures from candidate {entry.first} on; "
                             f"expected {len(chunk)} from {count} on")
-        for id, planned, sha256, cost in zip(range(count, count + len(chunk)), chunk, entry.sha256, entry.costs):
-            self.candidates.append(Candidate(id, self.plan.round, planned.branch, planned.parent,
-                                             planned.request, cost, sha256))
+        for planned, sha256, cost in zip(chunk, entry.sha256, entry.costs):
+            self.candidates.append(Candidate(len(self.candidates), self.plan.round, planned.branch,
+                                             planned.parent, planned.request, cost, sha256))
             # The ledger's seconds are measured around the call, not what the generator says.
             self.ledger.add("generator", replace(cost, seconds=0.0), 1)
         self.ledger.add("generator", Cost(seconds=entry.seconds), 0)
@@ -197,6 +208,8 @@ class Run:
 
     def _apply_judged(self, entry: Judged) -> None:
         self._known(entry.candidates, len(entry.verdicts))
+        if not entry.candidates:
+            raise UserError("a verdict on nothing")
         if self._unjudged and entry.candidates != self._unjudged:
             raise UserError(f"verdicts on {entry.candidates}; expected {self._unjudged} first")
         for id, verdict in zip(entry.candidates, entry.verdicts):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..types import Generator, Refiner, Reflector, Request, Verifier
+from ..types import Generator, Refiner, Reflector, Request, UserError, Verifier
+from . import codec
 from .budget import Budget
 from .policy import Policy
 from .record import Header, Record
@@ -38,15 +39,23 @@ def start(request: Request, policy: Policy, generator: Generator, verifier: Veri
 
 def resume(folder: str | os.PathLike, generator: Generator, verifier: Verifier,
            reflector: Reflector | None = None, refiner: Refiner | None = None, *,
-           fingerprint: str | None = None, on_event: EventCallback | None = None) -> Stepper:
+           fingerprint: str | None = None, policy: Policy | None = None,
+           on_event: EventCallback | None = None) -> Stepper:
     """A stepper that goes on with the record in `folder`: policy, budget and chunk are its header's.
 
-    UserError as in `Record.resume`. To look at the header first (which model?), use `load`.
+    `policy` is only for one that is not in `registry.POLICIES`. UserError as in `Record.resume`, or
+    if that policy is not the record's. To look at the header first (which model?), use `load`.
     """
     record = Record.resume(folder, fingerprint)
     try:
-        return Stepper(record.run, policy_from_json(record.header.policy), generator, verifier, reflector, refiner,
-                       budget=record.header.budget, record=record, on_event=on_event)
+        header = record.header
+        if policy is None:
+            policy = policy_from_json(header.policy)
+        elif codec.plain(policy.to_json()) != header.policy:
+            raise UserError(f"the record in {folder} was made by the policy {header.policy}; got "
+                            f"{policy.to_json()}; try to leave the policy out")
+        return Stepper(record.run, policy, generator, verifier, reflector, refiner, budget=header.budget,
+                       record=record, on_event=on_event)
     except BaseException:
         record.close()
         raise

@@ -13,6 +13,7 @@ completion order (spec 7, items 1 and 2).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -81,18 +82,21 @@ class Stepper:
         self.budget = budget or Budget()
         self.record = record
         self.on_event = on_event
-        self._actors = {"generator": generator, "verifier": verifier, "reflector": reflector, "refiner": refiner}
+        self._actors = {"generator": generator, "verifier": verifier, "reflector": reflector,
+                        "refiner": refiner}
         self._appending = False
-        self._outside = 0.0
+        # The clock of the overhead: since `_mark`, of which `_outside` in actors; `_left_over` is what
+        # a step spent after its last entry. Time between two steps is the caller's.
         self._mark = time.perf_counter()
+        self._outside = self._left_over = 0.0
         for name in sorted(policy.needs):
             if self._actors[name] is None:
                 raise UserError(f"the policy {policy.name!r} needs a {name}; got none; try to give one or to "
-                                f"switch that off in the policy")
+                                "switch that off in the policy")
         if policy.max_context > generator.max_context:
-            raise UserError(f"the policy {policy.name!r} hands {policy.max_context} (picture, feedback) pair(s) to "
-                            f"the generator, which takes {generator.max_context}; try a corrector, or the policy "
-                            "'best_of_n'")
+            raise UserError(f"the policy {policy.name!r} hands the generator {policy.max_context} (picture, "
+                            f"feedback) pair(s); it takes {generator.max_context}; try a corrector, or the "
+                            "policy 'best_of_n'")
 
     @property
     def best(self) -> Candidate | None:
@@ -112,7 +116,6 @@ class Stepper:
 
     def run(self) -> Run:
         """Step until the policy or the budget stops. Returns the run, with `run.stopped` set."""
-        self._mark = time.perf_counter()
         while not isinstance(self.step(), Stop):
             pass
         return self.so_far
@@ -123,9 +126,18 @@ class Stepper:
         Errors of actors come through; what was appended before them stays, and the next `step()`,
         here or after a resume, tries again what failed.
         """
+        self._mark = time.perf_counter() - self._left_over
+        try:
+            return self._step()
+        finally:
+            self._left_over = time.perf_counter() - self._mark - self._outside
+            self._outside = 0.0
+
+    def _step(self) -> Action:
         run = self.so_far
         if self._appending:
-            raise UserError("this run was interrupted while it wrote its record; try to resume it from its folder")
+            raise UserError("this run was interrupted while it wrote its record; try to resume it from its "
+                            "folder")
         if run.stopped:
             return Stop(run.stopped.kind, run.stopped.reason)
         if run.unjudged or run.next_chunk:
@@ -157,8 +169,8 @@ class Stepper:
         while run.unjudged or run.next_chunk:
             if not run.unjudged:
                 # The plan was trimmed to the budget; only time can run out under way.
-                reason = self.budget.spent(run.ledger, self._seconds()) if self.budget.seconds else None
-                if reason and reason == Budget(seconds=self.budget.seconds).spent(run.ledger, self._seconds()):
+                reason = self.budget.out_of_time(self._seconds())
+                if reason:
                     return self._stop(Stop("budget", reason))
                 self._draw(run.next_chunk)
             self._judge(run.unjudged)
@@ -166,7 +178,7 @@ class Stepper:
 
     def _draw(self, chunk: Sequence[Planned]) -> None:
         run, round = self.so_far, self.so_far.plan.round
-        requests = [self._with_pictures(p.request) for p in chunk]
+        requests = [run.with_pictures(p.request) for p in chunk]
         drawn, cost = self._call("generator", len(requests), lambda actor: actor.draw(
             requests, lambda step, steps: self._emit("step", round, step=step, steps=steps)))
         for request, one in zip(requests, drawn):
@@ -228,29 +240,27 @@ class Stepper:
         if reason:
             return Stop("budget", reason)
         if isinstance(action, Draw):
-            evaluations = [self._evaluations(request) for request in action.requests]
+            evaluations = self._evaluations(action.requests)
             count = budget.fits(run.ledger, evaluations)
             if count == 0:
-                return Stop("budget", f"what is left of {budget.denoiser_evaluations} denoiser evaluations is "
-                                      f"not enough for a picture that takes {evaluations[0]}")
+                return Stop("budget", f"what is left of {budget.denoiser_evaluations} denoiser evaluations "
+                                      f"is not enough for a picture that takes {evaluations[0]}")
             return replace(action, planned=action.planned[:count])
         actor = {Judge: "verifier", Reflect: "reflector", Refine: "refiner"}[type(action)]
         counts_calls = isinstance(action, Judge) or hasattr(self._actors[actor], "spent")
         calls = run.ledger.total.judge_calls + len(action.candidates)
         if counts_calls and budget.judge_calls is not None and calls > budget.judge_calls:
-            return Stop("budget", f"what is left of {budget.judge_calls} judge calls is not enough for the {actor}")
+            return Stop("budget", f"what is left of {budget.judge_calls} judge calls is not enough for "
+                                  f"the {actor}")
         return action
 
-    def _evaluations(self, request: Request) -> int:
+    def _evaluations(self, requests: Sequence[Request]) -> list[int]:
         generator = self._actors["generator"]
         if hasattr(generator, "evaluations"):
-            return generator.evaluations(request)
-        per_step = [c.cost.denoiser_evaluations / c.request.steps for c in self.so_far.candidates]
-        return round(request.steps * max(per_step + [1]))
-
-    def _with_pictures(self, request: Request) -> Request:
-        context = tuple(replace(p, picture=self.so_far.picture(p.candidate)) for p in request.context)
-        return replace(request, context=context)
+            return [generator.evaluations(request) for request in requests]
+        drawn = self.so_far.candidates
+        per_step = max((c.cost.denoiser_evaluations / c.request.steps for c in drawn), default=1)
+        return [math.ceil(request.steps * max(per_step, 1)) for request in requests]
 
     def _seen(self, ids: Sequence[int]) -> tuple[list[Picture], list[Verdict]]:
         return [self.so_far.picture(id) for id in ids], [self.so_far.latest_verdict(id) for id in ids]
@@ -266,8 +276,8 @@ class Stepper:
             seconds = time.perf_counter() - started
             self._outside += seconds
         if len(answers) != count:
-            raise ActorError(f"the {name} returned {len(answers)} answers for {count} candidates; expected as "
-                             "many, in order")
+            raise ActorError(f"the {name} returned {len(answers)} answers for {count} candidates; expected "
+                             "as many, in order")
         if hasattr(actor, "spent"):
             pairs = zip(actor.spent.as_tuple(), before.as_tuple())
             return answers, replace(Cost(*(now - then for now, then in pairs)), seconds=seconds)
@@ -279,8 +289,13 @@ class Stepper:
         self._mark, self._outside = now, 0.0
         # An interrupt in between would leave the record one entry ahead of the run.
         self._appending = True
-        if self.record is not None:
-            self.record.append(entry)
+        try:
+            if self.record is not None:
+                self.record.append(entry)
+        except Exception:
+            # A failed write took back what it had written; run and record still agree.
+            self._appending = False
+            raise
         self.so_far.apply(entry)
         self._appending = False
 
@@ -316,7 +331,8 @@ def _checked(verdict: Verdict) -> Verdict:
     try:
         verdict = codec.verdict_from_json(codec.plain(codec.verdict_to_json(verdict)))
     except (TypeError, ValueError, AttributeError) as error:
-        raise ActorError(f"the verifier returned a verdict that JSON cannot hold: {error}; got {verdict!r}") from error
+        raise ActorError(f"the verifier returned a verdict that JSON cannot hold: {error}; got {verdict!r}"
+                         ) from error
     if not 0.0 <= verdict.score <= 1.0:
         raise ActorError(f"the verifier returned a score of {verdict.score}; expected one in [0, 1]")
     return verdict
