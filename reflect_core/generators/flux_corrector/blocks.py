@@ -59,24 +59,27 @@ class Joint:
     bias: Tensor | None = None
     """(S, S) additive, log of the condition scale; None when the scale is 1."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v (B, S, H, E), normed but not rotated -> (B, S, H * E)."""
-        q, k = self._rotate(q).transpose(1, 2), self._rotate(k).transpose(1, 2)
-        v = v.transpose(1, 2)
-        if self.separate:
-            # Two calls are the same as one with a block-diagonal mask, without its (S, S) tensor.
-            parts = [F.scaled_dot_product_attention(q[:, :, s], k[:, :, s], v[:, :, s])
-                     for s in (slice(None, self.main), slice(self.main, None))]
-            out = torch.cat(parts, dim=2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: slice = slice(None)) -> Tensor:
+        """k, v (B, S, H, E) and q (B, R, H, E) of the tokens in `rows`, normed but not rotated -> (B, R, H * E)."""
+        q, k, v = (x.transpose(1, 2) for x in (self._rotate(q, rows), self._rotate(k), v))
+        if not self.separate:
+            bias = None if self.bias is None else self.bias[rows]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+            # Two calls are the same as one with a block-diagonal mask, without its (S, S) tensor.
+            # Rows that are not all of the tokens are never the condition's.
+            n = self.main
+            out = F.scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n])
+            if rows == slice(None):
+                rest = F.scaled_dot_product_attention(q[:, :, n:], k[:, :, n:], v[:, :, n:])
+                out = torch.cat([out, rest], dim=2)
         return out.transpose(1, 2).flatten(2)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        """Turn each pair of channels (B, S, H, E) by its position's angle, in fp32 as diffusers does."""
+    def _rotate(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Turn each pair of channels (B, R, H, E) by its position's angle, in fp32 as diffusers does."""
         wide = x.float()
         swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return torch.addcmul(wide * self.cos, swapped, self.sin).to(x.dtype)
+        return torch.addcmul(wide * self.cos[:, rows], swapped, self.sin[:, rows]).to(x.dtype)
 
 
 def adapted(layer: nn.Module, x: Tensor, delta: Delta | None, start: int) -> Tensor:
@@ -87,13 +90,16 @@ def adapted(layer: nn.Module, x: Tensor, delta: Delta | None, start: int) -> Ten
     return y
 
 
-def projected(layers: Sequence[nn.Module], x: Tensor, deltas: Deltas | None, start: int) -> list[Tensor]:
-    """Several layers over the same x (B, S, I), each with its delta on the tokens from `start` on."""
-    outs = [layer(x) for layer in layers]
+def projected(layers: Sequence[nn.Module | None], x: Tensor, deltas: Deltas | None, start: int) -> list:
+    """Several layers over the same x (B, S, I), each with its delta on the tokens from `start` on.
+
+    A layer that is None is left out and gives None.
+    """
+    outs = [layer if layer is None else layer(x) for layer in layers]
     if deltas is not None:
         low = F.linear(x[:, start:], deltas.down).split(deltas.ranks, dim=-1)
         for y, part, up in zip(outs, low, deltas.ups):
-            if up is not None:
+            if y is not None and up is not None:
                 y[:, start:].add_(F.linear(part, up))
     return outs
 
@@ -174,14 +180,26 @@ def double_block(block: nn.Module, joint: Joint, text: Tensor, streams: list[Ten
 
 
 def single_block(block: nn.Module, joint: Joint, streams: list[Tensor], mods: list[Modulation],
-                 deltas: SingleDeltas, start: int) -> list[Tensor]:
-    """One single block. `streams` is [text and image] or [text and image, condition]."""
+                 deltas: SingleDeltas, start: int, keep: slice | None = None) -> list[Tensor]:
+    """One single block. `streams` is [text and image] or [text and image, condition].
+
+    `keep`, for the last block: only these tokens of the first stream are wanted, and none of them
+    has a LoRA. Every token still gives its key and value; the rest would be thrown away.
+    """
     attn, heads = block.attn, (block.attn.heads, -1)
     h = modulated(block.norm.norm, streams, mods)
-    q, k, v, mlp = projected([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp], h, deltas.inner, start)
+    if keep is None:
+        layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
+        q, k, v, mlp = projected(layers, h, deltas.inner, start)
+        rows, delta = slice(None), deltas.out
+    else:
+        _, k, v, _ = projected([None, attn.to_k, attn.to_v, None], h, deltas.inner, start)
+        q, mlp = attn.to_q(h[:, keep]), block.proj_mlp(h[:, keep])
+        rows, delta = keep, None
+        streams, mods = [streams[0][:, keep]], mods[:1]
     out = joint.attend(attn.norm_q(q.unflatten(-1, heads)), attn.norm_k(k.unflatten(-1, heads)),
-                       v.unflatten(-1, heads))
-    out = adapted(block.proj_out, torch.cat([out, block.act_mlp(mlp)], dim=-1), deltas.out, start)
+                       v.unflatten(-1, heads), rows)
+    out = adapted(block.proj_out, torch.cat([out, block.act_mlp(mlp)], dim=-1), delta, start)
     return [_within_half(x) for x in gated(streams, mods, out)]
 
 

@@ -143,14 +143,17 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
         text, streams = run(double_block, block, p.joint, text, streams, modulation(block.norm1_context, vector),
                             mods_of(index, block.norm1), p.deltas[index] if p.deltas else NO_DOUBLE, start)
     streams = [torch.cat([text, streams[0]], dim=1), *streams[1:]]
+    image_rows = slice(length, length + here)
     for index, block in enumerate(singles, start=len(blocks)):
         start = 0 if extra else length + here
+        last = index == len(blocks) + len(singles) - 1 and not extra
         streams = run(single_block, block, p.joint, streams, mods_of(index, block.norm),
-                      p.deltas[index] if p.deltas else NO_SINGLE, start)
+                      p.deltas[index] if p.deltas else NO_SINGLE, start, image_rows if last else None)
+    image = streams[0] if streams[0].shape[1] == here else streams[0][:, image_rows]
 
     # norm_out wants the embedding before its own silu; it has scale first, then shift.
     scale, shift = transformer.norm_out.linear(vector).unsqueeze(1).chunk(2, dim=-1)
-    image = torch.addcmul(shift, transformer.norm_out.norm(streams[0][:, length:]), 1 + scale)
+    image = torch.addcmul(shift, transformer.norm_out.norm(image), 1 + scale)
     return transformer.proj_out(image)
 
 
