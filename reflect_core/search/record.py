@@ -255,8 +255,8 @@ def _expect_record(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write to, "
-                     "with room on its disk; try another one")
+    return UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write to "
+                     "and room on its disk; try another one")
 
 
 def _write_whole(path: Path, content: bytes) -> None:
