@@ -49,6 +49,7 @@ class VaeTask:
             latent_channels=config.model.get("latent_channels", 4), sample_size=64,
             mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False)
         self.vae.to(memory_format=torch.channels_last)
+        self.rebuild = torch.compile(self._rebuild) if config.compile else self._rebuild
         self.kl = config.model.get("kl", 5e-4)
         self.pictures = random_pictures(config.data.get("pictures", 8000), config.seed)
         self.held_out = to_tensor(random_pictures(16, config.seed + 1))
@@ -59,17 +60,22 @@ class VaeTask:
     def matrices(self) -> set[str]:
         return set()
 
+    def _rebuild(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * noise
+        return self.vae.decode(z).sample, posterior.mean, posterior.logvar
+
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(self.pictures), (self.config.batch,), generator=generator).numpy()
         x = to_tensor(self.pictures[index]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            posterior = self.vae.encode(x).latent_dist
-            z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-            out = self.vae.decode(z).sample
+            height, width = (side // 2 ** (len(self.vae.config.block_out_channels) - 1) for side in x.shape[2:])
+            noise = torch.randn(len(x), self.vae.config.latent_channels, height, width, generator=generator)
+            out, mean, logvar = self.rebuild(x, noise)
         error = out.float() - x
         # The square keeps colours right, the absolute value keeps outlines sharp.
         rebuild = error.square().mean() + 0.2 * error.abs().mean()
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        mean, logvar = mean.float(), logvar.float()
         return rebuild + self.kl * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
     def sample(self, folder: Path, step: int) -> dict[str, float]:
