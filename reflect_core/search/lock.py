@@ -28,7 +28,7 @@ _FAR = 1 << 20
 
 
 class Busy(Exception):
-    """Somebody else holds it."""
+    """Somebody else holds it: whoever the file of this path names."""
 
 
 class RecordLock:
@@ -40,8 +40,8 @@ class RecordLock:
         self._created: Path | None = None
         try:
             self._acquire()
-        except Busy:
-            owner = self._owner(self._path)
+        except Busy as busy:
+            owner = self._owner(busy.args[0])
             raise UserError(f"the record in {folder} is being written by another process ({owner}); expected "
                             "to be the only one; try to wait for it, to end it, or another folder") from None
 
@@ -60,7 +60,7 @@ class RecordLock:
             _system_lock(handle)
         except BlockingIOError:
             os.close(handle)
-            raise Busy from None
+            raise Busy(self._path) from None
         except OSError:
             os.close(handle)
             self._acquire_by_creating()
@@ -70,19 +70,19 @@ class RecordLock:
         os.write(handle, _me())
 
     def _acquire_by_creating(self) -> None:
-        path = self._path.with_suffix(".owner")
+        path = self._path.with_name(".lock.owner")
         for _ in range(2):
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 if not self._take_away(path):
-                    raise Busy from None
+                    raise Busy(path) from None
                 continue
             os.write(handle, _me())
             os.close(handle)
             self._created = path
             return
-        raise Busy
+        raise Busy(path)
 
     def _take_away(self, path: Path) -> bool:
         """Remove the lock file of a dead process; False if its owner lives."""
@@ -93,7 +93,7 @@ class RecordLock:
             return False
         # Renamed before it is removed: of two that find it dead, one gets it. The other one may have
         # got hold of the first one's new lock instead, and puts it back.
-        aside = path.with_name(f".owner.{os.getpid()}")
+        aside = path.with_name(f".lock.owner.{os.getpid()}")
         try:
             os.replace(path, aside)
         except FileNotFoundError:

@@ -128,7 +128,10 @@ class Record:
         try:
             pictures.mkdir(parents=True, exist_ok=True)
             lock = RecordLock(folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            # ValueError: a path that no system takes, with a zero byte in it.
             raise _unwritable(folder, error) from error
         try:
             if (folder / LINES).exists() or any(pictures.iterdir()):
@@ -254,7 +257,7 @@ def _expect_record(folder: Path) -> None:
                         "try to check the path")
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: Exception) -> UserError:
     return UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write to "
                      "and room on its disk; try another one")
 

@@ -1,0 +1,406 @@
+"""Records on disk: what is refused, what is found out, locks, and replay."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import SIZE, FakeGenerator, FakeReflector, FakeVerifier
+from PIL import Image
+
+from reflect_core.search import (ActorError, BestOfN, Budget, Header, Record, ReflectionFlow, load, lock, record,
+                                 replay, resume, start)
+from reflect_core.types import Request, UserError
+
+ROOT = Path(__file__).parents[1]
+REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
+FLOW = ReflectionFlow(4, 2, 3)
+
+
+def actors():
+    return FakeGenerator(batch_matters=True), FakeVerifier(2), FakeReflector()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished record."""
+    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", model="fake", fingerprint="abc") as s:
+        s.run()
+    return tmp_path / "run"
+
+
+def lines_of(folder):
+    return (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
+
+
+# Writing and reading.
+
+def test_what_is_loaded_is_what_was_run(tmp_path):
+    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", budget=Budget(pictures=9),
+               settings={"reflector": "rules"}) as stepper:
+        run = stepper.run()
+    header, loaded = load(tmp_path / "run")
+    assert loaded.candidates == run.candidates and loaded.ledger == run.ledger and loaded.stopped == run.stopped
+    assert loaded.chunks == run.chunks
+    assert (header.request, header.budget, header.chunk) == (REQUEST, Budget(pictures=9), 3)
+    assert header.policy == FLOW.to_json() and header.settings == {"reflector": "rules"}
+    assert "pillow" in header.versions
+    for c in run.candidates:
+        assert loaded.picture(c.id).tobytes() == run.picture(c.id).tobytes()
+
+
+def test_a_chunk_is_one_line_and_so_are_its_verdicts(folder):
+    kinds = [json.loads(line)["line"] for line in lines_of(folder)]
+    assert kinds[:6] == ["header", "plan", "drawn", "judged", "drawn", "judged"]
+    assert kinds[6:10] == ["reflected", "plan", "drawn", "judged"] and kinds[-1] == "stopped"
+    assert sorted(p.name for p in (folder / "pictures").iterdir()) == [f"{i:05d}.png" for i in range(10)]
+
+
+def test_nothing_heavy_is_imported():
+    code = ("import sys, reflect_core.search; "
+            "print([m for m in ('torch', 'numpy', 'diffusers', 'transformers') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_no_environment_in_a_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with start(REQUEST, FLOW, *actors(), folder=tmp_path / "run") as stepper:
+        stepper.run()
+    assert b"sk-very-secret" not in (tmp_path / "run" / "run.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{"api_key": "x"}, {"judge": {"OPENAI_API_KEY": "x"}}, {"password": ""},
+                                      {"hf_token": "x"}, {"Authorization": "Bearer"}])
+def test_settings_that_look_like_secrets_are_refused(tmp_path, settings):
+    with pytest.raises(UserError, match="secret"):
+        start(REQUEST, FLOW, *actors(), folder=tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()
+    start(REQUEST, FLOW, *actors(), folder=tmp_path / "run", settings={"max_tokens": 5}).close()
+
+
+# Folders that will not do, found out before any drawing.
+
+@pytest.mark.parametrize("bad", ["file/run", "file", "/proc/run", "/dev/null/run", "nul\0byte"])
+def test_folders_that_cannot_be_written(tmp_path, bad):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    generator, *rest = actors()
+    with pytest.raises(UserError, match="cannot be written"):
+        start(REQUEST, FLOW, generator, *rest, folder=tmp_path / bad).run()
+    assert not generator.drawn
+
+
+def test_a_record_is_never_overwritten(folder):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="already holds"):
+        start(REQUEST, BestOfN(1), *actors(), folder=folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_pictures_of_somebody_else_are_not_overwritten(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "00000.png").write_bytes(b"precious")
+    with pytest.raises(UserError, match="already holds"):
+        start(REQUEST, FLOW, *actors(), folder=tmp_path)
+    assert (tmp_path / "pictures" / "00000.png").read_bytes() == b"precious"
+
+
+def test_a_start_that_was_killed_before_its_header_can_be_started_again(tmp_path):
+    (tmp_path / "run" / "pictures").mkdir(parents=True)
+    (tmp_path / "run" / "run.tmp").write_text('{"line":"hea')
+    with pytest.raises(UserError, match="no record"):
+        resume(tmp_path / "run", *actors())
+    with start(REQUEST, FLOW, *actors(), folder=tmp_path / "run") as stepper:
+        stepper.run()
+    load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("call", [load, lambda f: resume(f, *actors()), lambda f: replay(f, FakeGenerator())])
+def test_no_record_there(tmp_path, call):
+    with pytest.raises(UserError, match="no record"):
+        call(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_full_disk_is_a_user_error_and_takes_back_the_torn_line(tmp_path, monkeypatch):
+    stepper = start(REQUEST, FLOW, *actors(), chunk=2, folder=tmp_path / "run")
+
+    class Full:
+        """Writes half of what it gets, then has no room."""
+        def __init__(self, file):
+            self.file, self.calls = file, 0
+
+        def write(self, data):
+            self.calls += 1
+            if self.calls == 4:
+                return self.file.write(data[: len(data) // 2])
+            if self.calls == 5:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+    stepper.record._file = Full(stepper.record._file)
+    with pytest.raises(UserError, match="No space left"):
+        stepper.run()
+    assert all(line.endswith(b"}\n") for line in lines_of(tmp_path / "run"))
+    # Room was made: the same stepper goes on.
+    run = stepper.run()
+    stepper.close()
+    assert load(tmp_path / "run")[1].candidates == run.candidates
+    whole = start(REQUEST, FLOW, *actors(), chunk=2).run()
+    assert [c.sha256 for c in run.candidates] == [c.sha256 for c in whole.candidates]
+
+
+def test_no_room_for_a_picture(tmp_path, monkeypatch):
+    stepper = start(REQUEST, FLOW, *actors(), folder=tmp_path / "run")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="make room"):
+        stepper.run()
+    monkeypatch.undo()
+    assert len(stepper.run().candidates) == 10
+
+
+# Damage.
+
+@pytest.mark.parametrize("tail", [b'{"line":"dra', b"\x00" * 40, b'{"line":"judged"}', b"\xff\xfe"])
+def test_a_torn_last_line_is_ignored_and_cut_off(folder, tail):
+    path = folder / "run.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before + tail)
+    assert len(load(folder)[1].candidates) == 10
+    assert path.read_bytes() == before + tail
+    resume(folder, *actors()).close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("damage", [
+    lambda line: b"\n", lambda line: line[:-9] + b"\n", lambda line: b"\x00" * len(line) + b"\n", lambda line: b"7\n",
+    lambda line: line.replace(b'{"line":"', b'{"line":"x'), lambda line: line.replace(b"sha256", b"sha257") + b"{}\n",
+    lambda line: b"[" * 100000 + b"\n", lambda line: b"\xff\n"])
+def test_other_damage_names_the_line(folder, number, damage):
+    lines = lines_of(folder)
+    lines[number - 1] = damage(lines[number - 1])
+    (folder / "run.jsonl").write_bytes(b"".join(lines))
+    before = (folder / "run.jsonl").read_bytes()
+    for call in (load, lambda f: resume(f, *actors())):
+        # A damage that adds a line is found there.
+        with pytest.raises(UserError, match=f"line ({number}|{number + 1}) of .* is damaged"):
+            call(folder)
+    assert (folder / "run.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("remove", [1, 2, 3, 4, 5, 7, 8])
+def test_a_line_that_is_gone(folder, remove):
+    lines = lines_of(folder)
+    del lines[remove]
+    (folder / "run.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match="is damaged"):
+        load(folder)
+
+
+def test_another_format_is_said(folder):
+    lines = lines_of(folder)
+    lines[0] = lines[0].replace(b'"format":1', b'"format":2')
+    (folder / "run.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match="format 2; expected 1"):
+        load(folder)
+
+
+def change_pixel(path):
+    image = Image.open(path).copy()
+    r, g, b = image.getpixel((2, 2))
+    image.putpixel((2, 2), (r ^ 8, g, b))
+    image.save(path)
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda p: p.unlink(), "missing"), (change_pixel, "was changed"), (lambda p: p.write_bytes(b""), "cannot be read"),
+    (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"), (lambda p: p.write_text("x"), "cannot be read"),
+    (lambda p: (p.unlink(), p.mkdir()), "cannot be read")])
+def test_damaged_pictures(folder, damage, words):
+    damage(folder / "pictures" / "00002.png")
+    _, run = load(folder)
+    run.picture(1)
+    for call in (lambda: run.picture(2), lambda: resume(folder, *actors()),
+                 lambda: replay(folder, FakeGenerator(batch_matters=True))):
+        with pytest.raises(UserError, match=f"00002.png .*{words}|00002.png {words}"):
+            call()
+
+
+def test_a_picture_compressed_anew_is_the_same_picture(folder):
+    path = folder / "pictures" / "00002.png"
+    Image.open(path).copy().save(path, compress_level=9)
+    resume(folder, *actors()).close()
+
+
+def test_another_model_is_refused(folder):
+    with pytest.raises(UserError, match="fingerprint 'abc'; got 'xyz'"):
+        resume(folder, *actors(), fingerprint="xyz")
+    resume(folder, *actors(), fingerprint="abc").close()
+
+
+def test_another_policy_is_refused(folder):
+    with pytest.raises(UserError, match="was made by the policy"):
+        resume(folder, *actors(), policy=BestOfN(3))
+    resume(folder, *actors(), policy=FLOW).close()
+
+
+def test_what_a_kill_left_behind_is_removed_on_resume(folder):
+    stray = [folder / "pictures" / name for name in ("00010.png", "00004.tmp")]
+    kept = folder / "pictures" / "notes.txt"
+    for path in (*stray, kept):
+        path.write_bytes(b"x")
+    resume(folder, *actors()).close()
+    assert not any(p.exists() for p in stray) and kept.exists()
+
+
+# Locks.
+
+OTHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from reflect_core.search import lock
+if sys.argv[3] == "by creating":
+    def none(handle): raise OSError("no locks here")
+    lock._system_lock = none
+held = lock.RecordLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def other_process(folder, how):
+    process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder), str(ROOT), how], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("how", ["system", "by creating"])
+def test_two_processes_do_not_write_one_record(folder, how, monkeypatch):
+    if how == "by creating":
+        monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
+    process = other_process(folder, how)
+    try:
+        with pytest.raises(UserError, match="another process"):
+            resume(folder, *actors())
+        load(folder)
+    finally:
+        # Killed, so that it cannot tidy up: a stale lock is taken over.
+        process.kill()
+        process.communicate()
+    resume(folder, *actors()).close()
+    resume(folder, *actors()).close()
+
+
+@pytest.mark.parametrize("how", ["system", "by creating"])
+def test_the_same_process_cannot_open_a_record_twice(folder, how, monkeypatch):
+    if how == "by creating":
+        monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
+    with resume(folder, *actors()):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on "):
+            resume(folder, *actors())
+    resume(folder, *actors()).close()
+
+
+def test_a_lock_of_another_machine_is_respected(folder, monkeypatch):
+    monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
+    (folder / ".lock.owner").write_text("process 1 on somewhere-else")
+    with pytest.raises(UserError, match="somewhere-else"):
+        resume(folder, *actors())
+
+
+def test_a_failed_resume_lets_go_of_the_lock(folder):
+    with pytest.raises(UserError):
+        resume(folder, *actors(), fingerprint="xyz")
+    with pytest.raises(UserError):
+        resume(folder, FakeGenerator(max_context=0), FakeVerifier(), FakeReflector())
+    resume(folder, *actors()).close()
+
+
+def test_closing_twice_does_no_harm(folder):
+    stepper = resume(folder, *actors())
+    stepper.close()
+    stepper.close()
+
+
+# Replay.
+
+def test_replay_is_the_same_bit_for_bit(folder):
+    seen = []
+    report = replay(folder, FakeGenerator(batch_matters=True), "abc", lambda done, of: seen.append((done, of)))
+    assert report.same and report.pictures == 10 and report.same_model and seen[-1] == (10, 10)
+    assert "bit for bit" in report.summary()
+
+
+def test_replay_of_a_resumed_run_is_the_same(tmp_path):
+    stepper = start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run")
+    stepper.step(), stepper.step(), stepper.close()
+    with resume(tmp_path / "run", *actors()) as stepper:
+        stepper.run()
+    assert replay(tmp_path / "run", FakeGenerator(batch_matters=True)).same
+
+
+def test_replay_with_another_generator_says_what_differs(folder):
+    class Off(FakeGenerator):
+        def picture(self, request, salt=b""):
+            image = super().picture(request, salt)
+            if request.context:
+                r, g, b = image.getpixel((1, 1))
+                image.putpixel((1, 1), (r, g - 3 if g > 2 else g + 3, b))
+            return image
+    report = replay(folder, Off(batch_matters=True), "xyz")
+    assert not report.same and not report.same_model
+    assert [d.candidate for d in report.differences] == [4, 5, 6, 7, 8, 9]
+    assert {d.largest for d in report.differences} == {3}
+    assert "6 of 10 pictures differ" in report.summary() and "weights" in report.summary()
+
+
+def test_replay_names_changed_versions(folder, monkeypatch):
+    lines = lines_of(folder)
+    data = json.loads(lines[0])
+    data["versions"]["pillow"] = "1.2.3"
+    lines[0] = json.dumps(data).encode() + b"\n"
+    (folder / "run.jsonl").write_bytes(b"".join(lines))
+    report = replay(folder, FakeGenerator())
+    assert not report.same and any(v.startswith("pillow 1.2.3 -> ") for v in report.changed_versions)
+    assert "pillow 1.2.3" in report.summary()
+
+
+def test_replay_asks_no_judge_and_writes_nothing(folder):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    replay(folder, FakeGenerator(batch_matters=True))
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_replay_needs_a_generator_that_takes_the_context(folder):
+    with pytest.raises(UserError, match="the generator takes 0"):
+        replay(folder, FakeGenerator(max_context=0))
+
+
+def test_replay_of_a_generator_that_loses_pictures(folder):
+    class Short(FakeGenerator):
+        def draw(self, requests, callback=None):
+            return super().draw(requests)[1:]
+    with pytest.raises(ActorError):
+        replay(folder, Short())
+
+
+def test_a_record_can_be_moved(folder, tmp_path):
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert replay(tmp_path / "elsewhere", FakeGenerator(batch_matters=True)).same
+
+
+def test_create_and_resume_by_hand(tmp_path):
+    header = Header(REQUEST, BestOfN(2).to_json())
+    with Record.create(tmp_path / "run", header) as opened:
+        assert opened.run.request == REQUEST
+    with Record.resume(tmp_path / "run") as opened:
+        assert opened.header == header
+    assert record.FORMAT == 1
