@@ -15,9 +15,9 @@ from scipy.optimize import linear_sum_assignment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reflect_core.shapes.detector import detect  # noqa: E402
-from reflect_core.shapes.sample import TASKS, sample_requirement, sample_scene  # noqa: E402
-from reflect_core.shapes.scene import COLOURS, SHAPES, render_array  # noqa: E402
+from reflect_core.shapes.detector import detect
+from reflect_core.shapes.sample import TASKS, sample_requirement, sample_scene
+from reflect_core.shapes.scene import COLOURS, SHAPES, render_array
 
 ALL_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES)
 CENTRE_TOLERANCE = 1.5

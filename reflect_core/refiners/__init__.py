@@ -1,0 +1,5 @@
+"""Refiners: the same request in other words."""
+
+from .shapes import ShapesRefiner
+
+__all__ = ["ShapesRefiner"]
