@@ -2,20 +2,43 @@
 
 A task with few meanings ('a circle', 'two stars') cannot hold a meaning back, so there a sentence is
 held out; for `color_attr` and `compose`, which have hundreds of meanings, every sentence of a
-held-out meaning is. Nothing is kept in a list: whether a prompt is held out follows from its hash.
+held-out meaning is. Whether a prompt is held out follows from its hash. The prompts themselves lie in
+`evaluation.json`, so that scores stay comparable when the sampling changes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from .prompt import parse
+import numpy as np
+
+from .prompt import Requirement, parse
+from .sample import TASKS, sample_prompt, sample_requirement, sample_sentence
+from .scene import COLOURS, SHAPES, UNSEEN_PAIRS
 
 HELD_OUT_SHARE = 6
 """One in this many sentences, or meanings, is held out. One in eight would leave `single_object`,
 which has 456 sentences, with fewer than sixty."""
 BY_MEANING = ("color_attr", "compose")
 """Tasks whose prompts are held out by what they ask for; the others by their sentence."""
+UNSEEN_TASKS = ("colors", "color_attr", "compose")
+"""Tasks that name colours, in which pairs that training never shows are asked for."""
+PROMPTS_A_TASK, UNSEEN_PROMPTS = 60, 60
+SEED = 20503
+DATA = Path(__file__).with_name("evaluation.json")
+_ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """One prompt of the fixed set. `unseen`: it names a colour-shape pair that training never shows."""
+
+    task: str
+    prompt: str
+    unseen: bool = False
 
 
 def is_held_out(task: str, prompt: str) -> bool:
@@ -26,3 +49,44 @@ def is_held_out(task: str, prompt: str) -> bool:
     key = parse(prompt).canonical() if task in BY_MEANING else " ".join(prompt.lower().split())
     digest = hashlib.sha256(f"{task}\n{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
+
+
+def names_unseen(requirement: Requirement) -> bool:
+    """Whether the requirement names a colour-shape pair that training never shows."""
+    return any((group.colour, group.shape) in UNSEEN_PAIRS for group in requirement.groups)
+
+
+def evaluation_prompts(task: str | None = None, unseen: bool | None = None) -> tuple[EvaluationPrompt, ...]:
+    """The fixed set, or its part for one task, with or without the unseen pairs.
+
+    Raises ValueError for a task that does not exist.
+    """
+    if task is not None and task not in TASKS:
+        raise ValueError(f"got task {task!r}; expected one of {', '.join(TASKS)}")
+    prompts = (EvaluationPrompt(**entry) for entry in json.loads(DATA.read_text("utf-8"))["prompts"])
+    return tuple(p for p in prompts if task in (None, p.task) and unseen in (None, p.unseen))
+
+
+def make_evaluation_prompts(seed: int = SEED) -> tuple[EvaluationPrompt, ...]:
+    """Draw the set anew: sixty sentences for each task, then sixty with unseen pairs, all different."""
+    rng = np.random.default_rng(seed)
+    prompts: dict[str, EvaluationPrompt] = {}
+    for task in TASKS:
+        goal = len(prompts) + PROMPTS_A_TASK
+        while len(prompts) < goal:
+            text, _ = sample_prompt(task, rng, held_out=True)
+            prompts.setdefault(text, EvaluationPrompt(task, text))
+    for task in UNSEEN_TASKS:
+        goal = len(prompts) + UNSEEN_PROMPTS // len(UNSEEN_TASKS)
+        while len(prompts) < goal:
+            requirement = sample_requirement(task, rng, _ALL_PAIRS)
+            if names_unseen(requirement):
+                text = sample_sentence(requirement, rng)
+                prompts.setdefault(text, EvaluationPrompt(task, text, unseen=True))
+    return tuple(prompts.values())
+
+
+def as_json(prompts: tuple[EvaluationPrompt, ...]) -> str:
+    """The text of `evaluation.json`, one prompt a line."""
+    lines = ",\n".join("  " + json.dumps(asdict(prompt)) for prompt in prompts)
+    return f'{{"seed": {SEED}, "prompts": [\n{lines}\n]}}\n'
