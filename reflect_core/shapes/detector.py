@@ -15,13 +15,14 @@ a little noise. It goes in three steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .outline import AREA, Fit, fit, moments
+from .outline import AREA, CLEAR, Fit, fit, moments
 from .scene import BACKGROUND, COLOURS, SIZE, Obj
 
 BLOB = "blob"
@@ -45,6 +46,15 @@ _CROSS = ndimage.generate_binary_structure(2, 1)
 _SQUARE = np.ones((3, 3), dtype=bool)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels of one object, perhaps: its body, its coverage with the rim, both (64, 64), and its colour."""
+
+    body: np.ndarray
+    soft: np.ndarray
+    colour: str
+
+
 def detect(picture: Image.Image | np.ndarray) -> tuple[Obj, ...]:
     """The objects in a picture, from the top downward.
 
@@ -61,7 +71,7 @@ def detect(picture: Image.Image | np.ndarray) -> tuple[Obj, ...]:
     distance, nearest = ndimage.distance_transform_edt(pieces == 0, return_indices=True)
     # Each rim pixel belongs to the nearest body, so that neighbours do not lend each other area.
     owner = np.where(distance <= RIM, pieces[nearest[0], nearest[1]], 0)
-    found: list[Obj] = []
+    parts = []
     for k in range(1, count + 1):
         body = pieces == k
         colour = _body_colour(pixels, body)
@@ -70,8 +80,8 @@ def detect(picture: Image.Image | np.ndarray) -> tuple[Obj, ...]:
         amount = ((pixels - background) @ direction) / max(float(direction @ direction), 1.0)
         soft = np.where(owner == k, amount, 0.0)
         if np.clip(soft, 0, 1).sum() >= MIN_AREA:
-            name = _NAMES[int(np.argmin(((_PALETTE - colour) ** 2).sum(axis=1)))]
-            found += _objects(soft, body, (pieces != k) & (pieces != 0), name)
+            parts.append(_Piece(body, soft, _NAMES[int(np.argmin(((_PALETTE - colour) ** 2).sum(axis=1)))]))
+    found = [obj for part, fits in zip(parts, _fit_all(parts)) for obj in _objects(part, fits)]
     return tuple(sorted(found, key=lambda o: (o.y, o.x)))
 
 
@@ -157,22 +167,45 @@ def _body_colour(pixels: np.ndarray, body: np.ndarray) -> np.ndarray:
     return np.median(pixels[core if core.sum() >= 4 else body], axis=0)
 
 
-def _objects(soft: np.ndarray, body: np.ndarray, hidden: np.ndarray, colour: str) -> list[Obj]:
-    """What a piece shows: one object, several that touch, or a blob."""
-    whole = fit(soft, hidden)
-    fits = [whole] if _good(whole) else _split(soft, body, hidden)
+def _fit_all(parts: Sequence[_Piece]) -> list[list[Fit]]:
+    """What each piece shows: one outline, several that touch, or none.
+
+    An object may be partly hidden behind another, but not both behind each other: so the whole ones
+    are accepted first, then those that they hide.
+    """
+    alone = [fit(part.soft) for part in parts]
+    answers: list[list[Fit]] = [[] for _ in parts]
+    hidden = np.zeros((SIZE, SIZE), dtype=bool)
+    waiting = sorted(range(len(parts)), key=lambda k: -_overlap(alone[k]))
+    while waiting:
+        for k in waiting:
+            best = alone[k]
+            if _overlap(best) < CLEAR and (hidden & ndimage.binary_dilation(parts[k].body, _SQUARE)).any():
+                best = max(best, fit(parts[k].soft, hidden), key=_overlap)
+            answers[k] = [best] if _overlap(best) >= MIN_OVERLAP else _split(parts[k], hidden)
+            if answers[k]:
+                hidden = hidden | parts[k].body
+                waiting.remove(k)
+                break
+        else:
+            break
+    return answers
+
+
+def _overlap(found: Fit | None) -> float:
+    return found.overlap if found else -1.0
+
+
+def _objects(part: _Piece, fits: Sequence[Fit]) -> list[Obj]:
     if fits:
-        return [Obj(f.shape, colour, f.x, f.y, f.r) for f in fits]
-    x, y, area = moments(np.clip(soft, 0, 1))
-    return [Obj(BLOB, colour, x, y, float(np.sqrt(area / AREA["circle"])))]
+        return [Obj(f.shape, part.colour, f.x, f.y, f.r) for f in fits]
+    x, y, area = moments(np.clip(part.soft, 0, 1))
+    return [Obj(BLOB, part.colour, x, y, float(np.sqrt(area / AREA["circle"])))]
 
 
-def _good(found: Fit | None) -> bool:
-    return found is not None and found.overlap >= MIN_OVERLAP
-
-
-def _split(soft: np.ndarray, body: np.ndarray, hidden: np.ndarray) -> list[Fit]:
+def _split(part: _Piece, hidden: np.ndarray) -> list[Fit]:
     """Several whole objects that a piece falls into when cut at its waists, or nothing."""
+    soft, body = part.soft, part.body
     depth = ndimage.distance_transform_edt(body)
     for level in WAISTS:
         cores, count = ndimage.label(depth > level, _SQUARE)
@@ -182,6 +215,6 @@ def _split(soft: np.ndarray, body: np.ndarray, hidden: np.ndarray) -> list[Fit]:
         nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
         owner = cores[nearest[0], nearest[1]]
         fits = [fit(np.where(owner == k, soft, 0.0), hidden | (body & (owner != k))) for k in range(1, count + 1)]
-        if all(_good(f) for f in fits):
+        if all(_overlap(f) >= MIN_OVERLAP for f in fits):
             return fits
     return []
