@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reflect_core.generators.flux_corrector.latents import pack
 from reflect_core.shapes.corrupt import corrupt
 from reflect_core.shapes.repair import plan, words
 from reflect_core.shapes.sample import TASKS, sample_prompt, sample_scene
@@ -82,15 +83,3 @@ def encode_pictures(vae, pictures: np.ndarray, batch: int = 64) -> Tensor:
         z = vae.encode(to_tensor(pictures[start : start + batch])).latent_dist.mode()
         out.append(pack((z - vae.config.shift_factor) * vae.config.scaling_factor))
     return torch.cat(out)
-
-
-def pack(z: Tensor) -> Tensor:
-    """Latents (B, C, H, W) to FLUX's tokens of 2 x 2 (B, H/2 * W/2, 4 C)."""
-    b, c, h, w = z.shape
-    return z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-def position_ids(side: int, shift: int = 0) -> Tensor:
-    """(0, row, column + shift) of a square grid of tokens, as (side^2, 3)."""
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side) + shift, indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float()

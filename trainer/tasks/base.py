@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel)
 
+from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
 from reflect_core.shapes.detector import detect
 from reflect_core.shapes.evaluation import evaluation_prompts
@@ -27,7 +28,7 @@ from reflect_core.shapes.repair import REFLECTION_WORDS, plan
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.tokenizer import write_word_tokenizer
 
-from ..bank import cached, encode_pictures, make_captioned, position_ids
+from ..bank import cached, encode_pictures, make_captioned
 from ..config import TrainConfig
 from ..grid import save_grid
 
@@ -75,7 +76,7 @@ class BaseTask:
         self.parts = build_components(config, self.vae, out)
         self.trained = {k: self.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")}
         self.length, self.side = m["text_length"], m.get("side", 8)
-        self.ids = position_ids(self.side), torch.zeros(self.length, 3)
+        self.ids = grid_ids(self.side, self.side), torch.zeros(self.length, 3)
         self.bank = cached(out, {"data": config.data, "seed": config.seed, "vae": _fingerprint(self.vae)}, self._make_bank)
         self.empty = self._tokens([""])
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
