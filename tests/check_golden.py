@@ -53,7 +53,8 @@ def flux_corrector(metadata: dict, weights: dict, lora: dict, cases: dict) -> di
     model.load_state_dict(weights)
     paths = [k[len("transformer."):-len(".lora_A.weight")] for k in lora if k.endswith(".lora_A.weight")]
     alpha = float(metadata["lora_alpha"])
-    adapter = ConditionLora({p: (lora[f"transformer.{p}.lora_A.weight"], lora[f"transformer.{p}.lora_B.weight"])
+    adapter = ConditionLora({p: (lora[f"transformer.{p}.lora_A.weight"],
+                                 lora[f"transformer.{p}.lora_B.weight"])
                              for p in paths}, {p: alpha for p in paths})
     differences = {}
     for case, tensors in cases.items():
@@ -62,8 +63,8 @@ def flux_corrector(metadata: dict, weights: dict, lora: dict, cases: dict) -> di
             raise UserError(f"case {case} has add_cond_attn, which is not offered")
         inputs = {k: v for k, v in tensors.items() if k != "output"}
         with torch.no_grad():
-            output = flux_forward(model, adapter, **inputs, union_cond_attn=flags.get("union_cond_attn", True),
-                                  latent_lora=flags.get("latent_lora", False))
+            output = flux_forward(model, adapter, **inputs, latent_lora=flags.get("latent_lora", False),
+                                  union_cond_attn=flags.get("union_cond_attn", True))
         differences[case] = (output - tensors["output"]).abs().max().item()
     return differences
 

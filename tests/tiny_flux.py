@@ -1,4 +1,4 @@
-"""A tiny random member of the FLUX family in diffusers layout, for tests: about 100 kB, milliseconds a step."""
+"""A tiny random member of the FLUX family in diffusers layout, for tests: milliseconds a step."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ TEXT_LENGTH = 12
 CONDITION_SIZE = 16
 
 # FLUX.1-dev as its config.json describes it, for tests on the meta device.
-FLUX_DEV = dict(in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24,
-                joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
-                axes_dims_rope=(16, 56, 56))
+FLUX_DEV = dict(in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
+                num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768,
+                guidance_embeds=True, axes_dims_rope=(16, 56, 56))
 
 
 def tiny_transformer(seed: int = 0, **changes) -> FluxTransformer2DModel:
     """A random FLUX transformer: 16 channels, 2 heads of 16, 2 double and 2 single blocks."""
     torch.manual_seed(seed)
-    config = dict(in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-                  joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6))
+    config = dict(in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+                  num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
+                  guidance_embeds=True, axes_dims_rope=(4, 6, 6))
     return FluxTransformer2DModel(**(config | changes)).eval().requires_grad_(False)
 
 
@@ -49,13 +50,15 @@ def write_tiny_flux(folder: str | Path, lora: bool = True, settings: dict | None
     words_2 = write_word_tokenizer(folder / "tokenizer_2", [WORDS], "t5", max_length=TEXT_LENGTH)
     torch.manual_seed(7)
     clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TEXT_LENGTH, projection_dim=32, bos_token_id=2, eos_token_id=3, pad_token_id=0))
-    t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=32, d_kv=16, d_ff=37, num_layers=2, num_heads=2,
-                                 feed_forward_proj="gated-gelu"))
+        vocab_size=len(words), hidden_size=32, intermediate_size=37, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=TEXT_LENGTH, projection_dim=32, bos_token_id=2,
+        eos_token_id=3, pad_token_id=0))
+    t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=32, d_kv=16, d_ff=37, num_layers=2,
+                                 num_heads=2, feed_forward_proj="gated-gelu"))
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
         use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     if settings is None:

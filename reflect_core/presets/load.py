@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from reflect_core.types import Generator, UserError
 
@@ -27,6 +28,9 @@ FAMILIES = {
     "FluxPipeline": ("reflect_core.generators.flux_corrector.pipeline", "FluxCorrector"),
     "SanaPipeline": ("reflect_core.generators.reflect_dit.pipeline", "ReflectDit"),
 }
+
+_INDEX = ("a model folder in diffusers layout has one; try the folder above or below, or download the model "
+          "again")
 
 
 def preset_names() -> list[str]:
@@ -44,15 +48,16 @@ def find_model(name_or_folder: str | Path) -> Path:
         return Path(__file__).parent / str(name_or_folder)
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
+        names = ", ".join(preset_names()) or "(no model is bundled)"
         raise UserError(f"{name_or_folder}: is neither a bundled model nor a folder; expected one of "
-                        f"{', '.join(preset_names()) or '(no model is bundled)'}, or a folder in diffusers layout")
+                        f"{names}, or a folder in diffusers layout")
     return folder
 
 
 def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
     """The generator of a bundled model or a folder; options go to its `from_folder`."""
     folder = find_model(name_or_folder)
-    kind = read_json(folder / "model_index.json", "a model folder in diffusers layout has one").get("_class_name")
+    kind = read_json(folder / "model_index.json", _INDEX).get("_class_name")
     if kind not in FAMILIES:
         raise UserError(f"{folder / 'model_index.json'}: _class_name is {kind!r}; expected one of "
                         f"{', '.join(FAMILIES)}")
@@ -70,8 +75,8 @@ def read_settings(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     unknown = sorted(set(settings) - {"defaults", "options", "about"})
     unknown += sorted(set(defaults) - {"width", "height", "steps", "guidance"})
     if unknown:
-        raise UserError(f"{file}: does not know {', '.join(unknown)}; expected 'defaults' (width, height, steps, "
-                        "guidance), 'options' and 'about'")
+        raise UserError(f"{file}: has unknown {', '.join(unknown)}; expected 'defaults' (width, height, "
+                        "steps, guidance), 'options' and 'about'")
     return dict(defaults), dict(options)
 
 
@@ -84,17 +89,17 @@ def check_model_folder(folder: str | Path, required: Sequence[str]) -> dict[str,
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a model in diffusers layout")
-    index = read_json(folder / "model_index.json", "a model folder in diffusers layout has one; try the folder "
-                      "above or below, or download the model again")
+    index = read_json(folder / "model_index.json", _INDEX)
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in PICKLES:
-            raise UserError(f"{file}: is a pickle ({file.suffix}), which can run code when it is read; expected only "
-                            ".safetensors weights; try to delete it if the folder has those too, or another release")
+            raise UserError(f"{file}: is a pickle ({file.suffix}), which can run code when it is read; "
+                            "expected only .safetensors weights; try to delete it if the folder has those "
+                            "too, or another release of the model")
     for name in required:
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in ("diffusers", "transformers"):
-            raise UserError(f"{folder / 'model_index.json'}: {name} is {entry!r}; expected a class of diffusers or "
-                            "transformers; try a model of this family in its original layout")
+            raise UserError(f"{folder / 'model_index.json'}: {name} is {entry!r}; expected a class of "
+                            "diffusers or transformers; try a model of this family in its original layout")
         _check_component(folder / name, str(entry[1]))
     return index
 
@@ -118,7 +123,8 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: is not readable JSON ({error}); try to copy or download it again") from error
+        raise UserError(f"{path}: is not readable JSON ({error}); try to copy or download it "
+                        "again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value
@@ -149,8 +155,8 @@ def _weight_files(folder: Path, again: str) -> list[Path]:
             return [folder / name for name in sorted(set(names.values()))]
         if (folder / f"{stem}.safetensors").is_file():
             return [folder / f"{stem}.safetensors"]
-    raise UserError(f"{folder}: has no weights; expected diffusion_pytorch_model.safetensors or model.safetensors; "
-                    f"{again}")
+    raise UserError(f"{folder}: has no weights; expected diffusion_pytorch_model.safetensors or "
+                    f"model.safetensors; {again}")
 
 
 def _opened(path: str | Path):
@@ -158,8 +164,8 @@ def _opened(path: str | Path):
 
     path = Path(path)
     if path.suffix.lower() in PICKLES:
-        raise UserError(f"{path}: is a pickle ({path.suffix}), which can run code when it is read; expected a "
-                        ".safetensors file; try a release of the model that has one")
+        raise UserError(f"{path}: is a pickle ({path.suffix}), which can run code when it is read; expected "
+                        "a .safetensors file; try a release of the model that has one")
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a .safetensors file; try another path, or download "
                         "the model again")

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 PUNCTUATION = (",", ".", ":", ";", "!", "?", "(", ")", '"')
 MARKER = "[reflexion]"
@@ -34,7 +34,8 @@ def split_words(text: str) -> list[str]:
     return re.findall(PATTERN, text.lower())
 
 
-def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str, max_length: int = 77) -> dict[str, int]:
+def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str,
+                         max_length: int = 77) -> dict[str, int]:
     """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if need be.
 
     Args:
@@ -74,6 +75,7 @@ def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str, ma
     tokenizer.save(str(folder / "tokenizer.json"))
     # Written by hand: save_pretrained of transformers 5 names a class that transformers 4 lacks.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
-              "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False, **special}
+              "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,
+              **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return vocab

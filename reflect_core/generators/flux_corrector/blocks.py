@@ -12,8 +12,8 @@ layers, and computes the LoRA on every token to multiply it by zero on most. The
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Deltas:
     """(O, rank) of each layer, or None where the LoRA leaves it alone."""
 
     @classmethod
-    def of(cls, lora: ConditionLora, paths: Sequence[str], dtype: torch.dtype) -> "Deltas | None":
+    def of(cls, lora: ConditionLora, paths: Sequence[str], dtype: torch.dtype) -> Deltas | None:
         found = [lora.delta(path, dtype) for path in paths]
         downs = [d.down for d in found if d is not None]
         if not downs:
@@ -60,10 +60,13 @@ class Joint:
     """(S, S) additive, log of the condition scale; None when the scale is 1."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: slice = slice(None)) -> Tensor:
-        """k, v (B, S, H, E) and q (B, R, H, E) of the tokens in `rows`, normed but not rotated -> (B, R, H * E)."""
+        """Attention of the tokens in `rows` to all: q (B, R, H, E), k and v (B, S, H, E) -> (B, R, H * E).
+
+        Queries and keys come normed but not rotated.
+        """
         q, k, v = (x.transpose(1, 2) for x in (self._rotate(q, rows), self._rotate(k), v))
         if not self.separate:
-            bias = None if self.bias is None else self.bias[rows]
+            bias = None if self.bias is None else self.bias[rows].to(q.dtype)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
             # Two calls are the same as one with a block-diagonal mask, without its (S, S) tensor.
@@ -134,7 +137,7 @@ class DoubleDeltas:
     ff: Delta | None
 
     @classmethod
-    def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> "DoubleDeltas":
+    def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> DoubleDeltas:
         return cls(Deltas.of(lora, [f"{path}.attn.to_{n}" for n in "qkv"], dtype),
                    lora.delta(f"{path}.attn.to_out.0", dtype), lora.delta(f"{path}.ff.net.2", dtype))
 
@@ -147,7 +150,7 @@ class SingleDeltas:
     out: Delta | None
 
     @classmethod
-    def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> "SingleDeltas":
+    def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> SingleDeltas:
         names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
         return cls(Deltas.of(lora, [f"{path}.{n}" for n in names], dtype),
                    lora.delta(f"{path}.proj_out", dtype))
@@ -161,7 +164,8 @@ def double_block(block: nn.Module, joint: Joint, text: Tensor, streams: list[Ten
     """One double block. `streams` is [image] or [image, condition]; `start` counts in their join."""
     attn, heads = block.attn, (block.attn.heads, -1)
     h = modulated(block.norm1.norm, streams, mods)
-    q, k, v = (x.unflatten(-1, heads) for x in projected([attn.to_q, attn.to_k, attn.to_v], h, deltas.qkv, start))
+    q, k, v = projected([attn.to_q, attn.to_k, attn.to_v], h, deltas.qkv, start)
+    q, k, v = (x.unflatten(-1, heads) for x in (q, k, v))
     t = modulated(block.norm1_context.norm, [text], [text_mod])
     tq, tk, tv = (f(t).unflatten(-1, heads) for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
     out = joint.attend(torch.cat([attn.norm_added_q(tq), attn.norm_q(q)], dim=1),
@@ -174,8 +178,8 @@ def double_block(block: nn.Module, joint: Joint, text: Tensor, streams: list[Ten
     streams = gated(streams, mods, adapted(block.ff.net[2], h, deltas.ff, start), at=5)
 
     text, = gated([text], [text_mod], attn.to_add_out(text_out))
-    text, = gated([text], [text_mod], block.ff_context(modulated(block.norm2_context, [text], [text_mod], at=3)),
-                  at=5)
+    t = block.ff_context(modulated(block.norm2_context, [text], [text_mod], at=3))
+    text, = gated([text], [text_mod], t, at=5)
     return _within_half(text), streams
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from typing import Any, Callable, Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -43,7 +44,8 @@ class Kept:
 class TextEncoders:
     """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them."""
 
-    def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int, keep: int):
+    def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int,
+                 keep: int):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2 = tokenizer_2, text_encoder_2
         self.max_sequence_length = max_sequence_length
@@ -54,13 +56,14 @@ class TextEncoders:
         return self.pooled_kept.get(text, lambda: self._pooled(text))
 
     def states(self, text: str) -> tuple[Tensor, bool]:
-        """T5's states (L, D), and whether they had to be made. Cut at `max_sequence_length` with a warning."""
+        """T5's states (L, D), and whether they had to be made. A longer text is cut, with a warning."""
         return self.states_kept.get(text, lambda: self._states(text))
 
     def _pooled(self, text: str) -> Tensor:
         ids = self.tokenizer([text], padding="max_length", max_length=self.tokenizer.model_max_length,
                              truncation=True, return_tensors="pt").input_ids
-        return self.text_encoder(ids.to(self.text_encoder.device)).pooler_output[0].to(self.text_encoder.dtype)
+        encoder = self.text_encoder
+        return encoder(ids.to(encoder.device)).pooler_output[0].to(encoder.dtype)
 
     def _states(self, text: str) -> Tensor:
         most = self.max_sequence_length
@@ -68,8 +71,10 @@ class TextEncoders:
                                return_tensors="pt").input_ids
         length = len(self.tokenizer_2(text).input_ids)
         if length > most:
-            logging.getLogger(__name__).warning("a text of %d tokens was cut at %d: %.60s...", length, most, text)
-        return self.text_encoder_2(ids.to(self.text_encoder_2.device))[0][0].to(self.text_encoder_2.dtype)
+            log = logging.getLogger(__name__)
+            log.warning("a text of %d tokens was cut at %d: %.60s...", length, most, text)
+        encoder = self.text_encoder_2
+        return encoder(ids.to(encoder.device))[0][0].to(encoder.dtype)
 
 
 class ConditionEncoder:

@@ -7,9 +7,10 @@ corrector's LoRA lies in `lora/pytorch_lora_weights.safetensors` and our setting
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -75,7 +76,8 @@ def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_enc
              "text_encoder": ["transformers", type(text_encoder).__name__],
              "text_encoder_2": ["transformers", type(text_encoder_2).__name__],
              "tokenizer": ["transformers", tokenizers[0]], "tokenizer_2": ["transformers", tokenizers[1]],
-             "transformer": ["diffusers", type(transformer).__name__], "vae": ["diffusers", type(vae).__name__]}
+             "transformer": ["diffusers", type(transformer).__name__],
+             "vae": ["diffusers", type(vae).__name__]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if settings is not None:
         (folder / "reflect.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -95,7 +97,8 @@ def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
         return _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
     # transformers 5 says `dtype` and warns about the older word, which is the only one that 4.46 knows.
     new_word = library == "transformers" and int(transformers.__version__.split(".")[0]) >= 5
-    where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True,
+              "output_loading_info": True}
     model, info = _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
     # Both libraries fill what a file lacks with random numbers and go on.
     missing = sorted(k for k in info["missing_keys"] if not k.endswith("embed_tokens.weight"))
@@ -111,8 +114,8 @@ def _wrapped(where: Path, load) -> Any:
         return load()
     except Exception as error:  # whatever the two libraries raise for a broken config or a wrong shape
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{where}: cannot be loaded ({first}); expected the files that diffusers saved; try to "
-                        "download the model again") from error
+        raise UserError(f"{where}: cannot be loaded ({first}); expected the files that diffusers saved; try "
+                        "to download the model again") from error
 
 
 def _published_clip_names(file: Path) -> None:

@@ -16,7 +16,8 @@ from reflect_core.types import Request
 def pack(latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) to tokens (B, H/2 * W/2, 4C)."""
     b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), 4 * c)
+    squares = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return squares.reshape(b, h // 2 * (w // 2), 4 * c)
 
 
 def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
@@ -26,7 +27,8 @@ def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return grid.reshape(b, c // 4, 2 * rows, 2 * columns)
 
 
-def grid_ids(rows: int, columns: int, offset: tuple[int, int] = (0, 0), device: torch.device | str = "cpu") -> Tensor:
+def grid_ids(rows: int, columns: int, offset: tuple[int, int] = (0, 0),
+             device: torch.device | str = "cpu") -> Tensor:
     """Position ids (rows * columns, 3) of a grid whose first token is at `offset` (row, column)."""
     ids = torch.zeros(rows, columns, 3)
     ids[..., 1] = torch.arange(rows)[:, None] + offset[0]

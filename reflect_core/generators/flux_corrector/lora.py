@@ -13,9 +13,9 @@ file layout is the published one, which peft and diffusers read too; peft itself
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from safetensors.torch import save_file
@@ -71,7 +71,7 @@ class ConditionLora(nn.Module):
 
     @classmethod
     def fresh(cls, transformer: nn.Module, rank: int = 32, alpha: float | None = None,
-              generator: torch.Generator | None = None) -> "ConditionLora":
+              generator: torch.Generator | None = None) -> ConditionLora:
         """A new LoRA that changes nothing yet: A normal with deviation 1/rank, B zero, both fp32.
 
         The paper's setting is rank 32 with alpha 32. `generator` is a CPU generator; without one
@@ -91,7 +91,7 @@ class ConditionLora(nn.Module):
         return cls(weights, alphas)
 
     @classmethod
-    def load(cls, path: str | Path, transformer: nn.Module) -> "ConditionLora":
+    def load(cls, path: str | Path, transformer: nn.Module) -> ConditionLora:
         """Read a published-layout file (or the folder that holds it) for this transformer.
 
         The rank comes from the shapes. Alpha comes from `.alpha` keys or from the adapter metadata
@@ -170,13 +170,14 @@ def _check_against(transformer: nn.Module, file: Path, downs: dict, ups: dict) -
     layers = adapted_layers(transformer)
     for path, key, tensor, down in _in_order(downs, ups):
         if path not in layers:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but this transformer has no such "
-                            "layer that a corrector adapts; the LoRA was made for another architecture. Try "
-                            "the LoRA that belongs to this model")
+            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but this transformer has no "
+                            "such layer that a corrector adapts; the LoRA was made for another "
+                            "architecture. Try the LoRA that belongs to this model")
         layer = layers[path]
         other = (ups if down else downs).get(path)
         if other is None:
-            raise UserError(f"{file}: {key} has no partner lora_{'B' if down else 'A'}; the file is incomplete")
+            raise UserError(f"{file}: {key} has no partner lora_{'B' if down else 'A'}; expected both; the "
+                            "file is incomplete, try to download it again")
         rank = tensor.shape[0 if down else -1] if tensor.ndim == 2 else 0
         expected = (rank, layer.in_features) if down else (layer.out_features, downs[path][1].shape[0])
         if tuple(tensor.shape) != expected or rank < 1:

@@ -62,7 +62,8 @@ class CorrectorOptions:
             raise UserError(f"option true_cfg_scale is {self.true_cfg_scale!r}; expected 1 (off) or more")
         offset = self.condition_offset
         if offset is not None and (len(offset) != 2 or not all(isinstance(v, int) for v in offset)):
-            raise UserError(f"option condition_offset is {offset!r}; expected two whole numbers, rows and columns")
+            raise UserError(f"option condition_offset is {offset!r}; expected two whole numbers, rows and "
+                            "columns")
 
     def texts(self, request: Request) -> tuple[str, str]:
         """(CLIP's text, T5's text) of a request. Without a reflection there is no marker either."""

@@ -12,9 +12,10 @@ never touches text and image tokens.
 from __future__ import annotations
 
 import time
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -36,26 +37,29 @@ DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 class FluxCorrector:
     """Draws requests with a FLUX model and, given a LoRA, corrects pictures. See `Generator`."""
 
-    def __init__(self, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module,
+    def __init__(self, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module,
+                 text_encoder_2: nn.Module,
                  tokenizer: Any, tokenizer_2: Any, scheduler: Any, lora: ConditionLora | None = None,
-                 options: CorrectorOptions = CorrectorOptions(), defaults: dict[str, Any] | None = None):
+                 options: CorrectorOptions | None = None, defaults: dict[str, Any] | None = None):
         """Take loaded components, all on one device and of one dtype. Most callers want `from_folder`."""
-        self.transformer, self.vae, self.lora, self.options = transformer, vae, lora, options
+        self.options = options = CorrectorOptions() if options is None else options
+        self.transformer, self.vae, self.lora = transformer, vae, lora
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
-        self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2, options.max_sequence_length,
-                                  options.text_cache)
-        self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior, options.condition_cache)
+        self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
+                                  options.max_sequence_length, options.text_cache)
+        self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
+                                           options.condition_cache)
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
         if options.condition_size % self.patch:
-            raise UserError(f"option condition_size is {options.condition_size}; expected a multiple of {self.patch}, "
-                            "the pixels to one token")
+            raise UserError(f"option condition_size is {options.condition_size}; expected a multiple of "
+                            f"{self.patch}, the pixels to one token")
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-                    options: CorrectorOptions | None = None, **changes: Any) -> "FluxCorrector":
+                    options: CorrectorOptions | None = None, **changes: Any) -> FluxCorrector:
         """Load a model folder, without network.
 
         Args:
@@ -63,19 +67,19 @@ class FluxCorrector:
             lora: the corrector's weights, as a file, a folder or loaded. None: the folder's own, if it
                 has one; without any the generator draws plain pictures only (`max_context` is 0).
             dtype: fp32, bf16 or fp16, for all components.
-            options: all switches at once; otherwise the folder's reflect.json, changed by `changes`.
+            options: all switches at once, instead of those in the folder's reflect.json.
+            changes: single switches, on top of either.
 
         Raises UserError for a folder, LoRA or option that cannot be used.
         """
         defaults, settings = read_settings(path)
-        if options is None:
-            settings |= changes
-            known = {f.name for f in fields(CorrectorOptions)}
-            unknown = sorted(set(settings) - known)
-            if unknown:
-                raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
-                                f"{', '.join(sorted(known))}")
-            options = CorrectorOptions(**settings)
+        settings = changes if options is not None else settings | changes
+        known = {f.name for f in fields(CorrectorOptions)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
+                            f"{', '.join(sorted(known))}")
+        options = replace(options or CorrectorOptions(), **settings)
         parts = load_components(path, dtype)
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             parts[name] = parts[name].to(device)
@@ -112,8 +116,8 @@ class FluxCorrector:
             seconds = (time.perf_counter() - start) / len(batch)
             passes = 2 if self.options.true_cfg_scale > 1 else 1
             for row, request, picture, encoded in zip(rows, batch, pictures, calls):
-                cost = Cost(pictures=1, denoiser_evaluations=request.steps * passes, text_encoder_calls=encoded,
-                            seconds=seconds)
+                cost = Cost(pictures=1, denoiser_evaluations=request.steps * passes,
+                            text_encoder_calls=encoded, seconds=seconds)
                 drawn[row] = Drawn(picture, cost)
         return drawn
 
@@ -178,15 +182,16 @@ class FluxCorrector:
             calls.append(int(new_vector) + int(new_state))
         text_ids = ids.new_zeros(states[0].shape[0], 3)
         options = self.options
-        prepared = prepare(self.transformer, self.lora, torch.stack(states), torch.stack(pooled), ids, text_ids,
-                           condition, union_cond_attn=options.union_cond_attn, latent_lora=options.latent_lora,
-                           condition_scale=options.condition_scale)
+        prepared = prepare(self.transformer, self.lora, torch.stack(states), torch.stack(pooled), ids,
+                           text_ids, condition, union_cond_attn=options.union_cond_attn,
+                           latent_lora=options.latent_lora, condition_scale=options.condition_scale)
         return prepared, calls
 
     def _condition(self, batch: Sequence[Request], generators: Sequence[torch.Generator]) -> Condition | None:
         if not batch[0].context:
             return None
-        tokens = torch.cat([self.conditions.tokens(r.context[0].picture, g) for r, g in zip(batch, generators)])
+        pictures = [r.context[0].picture for r in batch]
+        tokens = torch.cat([self.conditions.tokens(p, g) for p, g in zip(pictures, generators)])
         side = self.options.condition_size // self.patch
         offset = self.options.condition_offset or (0, -side)
         return Condition(tokens, grid_ids(side, side, offset, tokens.device))
@@ -211,9 +216,11 @@ class FluxCorrector:
             raise UserError(f"steps is {request.steps!r}; expected a whole number of 1 or more")
         if not isinstance(request.seed, int) or not 0 <= request.seed < 2**64:
             raise UserError(f"seed is {request.seed!r}; expected a whole number from 0 to 2**64 - 1")
-        if len(request.context) > self.max_context:
-            why = "this model has no corrector LoRA" if self.lora is None else "a FLUX corrector sees one picture"
-            raise UserError(f"a request has {len(request.context)} context pairs; {why}, so expected at most "
-                            f"{self.max_context}; try " + ("to load it with lora=" if self.lora is None else "the latest"))
+        if request.context and self.lora is None:
+            raise UserError("a request has a picture to correct, but this model has no corrector LoRA; "
+                            "expected a plain request, or a model with one; try to load it with lora=")
+        if len(request.context) > 1:
+            raise UserError(f"a request has {len(request.context)} context pairs; expected at most 1, which "
+                            "is all that a FLUX corrector sees; try the latest")
         if request.context and request.context[0].picture is None:
-            raise UserError("a request's context has no picture; expected the flawed picture itself in Pair.picture")
+            raise UserError("a request's context has no picture; expected the flawed picture in Pair.picture")

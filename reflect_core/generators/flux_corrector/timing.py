@@ -43,9 +43,9 @@ def step_ratio(tokens: dict[str, int], *, heads: int = 4, head_width: int = 64, 
     rotary = (head_width - 2 * (head_width * 3 // 8), head_width * 3 // 8, head_width * 3 // 8)
     random = torch.Generator().manual_seed(0)
     model = FluxTransformer2DModel(
-        in_channels=64, num_layers=double_blocks, num_single_layers=single_blocks, attention_head_dim=head_width,
-        num_attention_heads=heads, joint_attention_dim=128, pooled_projection_dim=64, guidance_embeds=True,
-        axes_dims_rope=rotary).eval()
+        in_channels=64, num_layers=double_blocks, num_single_layers=single_blocks, num_attention_heads=heads,
+        attention_head_dim=head_width, joint_attention_dim=128, pooled_projection_dim=64,
+        guidance_embeds=True, axes_dims_rope=rotary).eval()
     model = model.to(device) if dtype == torch.float32 else model.to(device, dtype)
     lora = ConditionLora.fresh(model, rank, generator=random)
 
@@ -76,7 +76,8 @@ def step_ratio(tokens: dict[str, int], *, heads: int = 4, head_width: int = 64, 
         "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
         "corrector_seconds": statistics.median(ours for ours, _ in pairs),
         "plain_seconds": statistics.median(theirs for _, theirs in pairs),
-        "tokens": dict(tokens), "total_tokens": n + m + length, "batch": batch, "rank": rank, "repeats": repeats,
+        "tokens": dict(tokens), "total_tokens": n + m + length, "batch": batch, "rank": rank,
+        "repeats": repeats,
         "width": heads * head_width, "double_blocks": double_blocks, "single_blocks": single_blocks,
         "dtype": str(dtype).removeprefix("torch."), "device": str(device),
     }

@@ -24,8 +24,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reflect_core.generators.flux_corrector.blocks import (
-    NO_DOUBLE, NO_SINGLE, DoubleDeltas, Joint, Modulation, SingleDeltas, adapted, double_block, modulation,
-    single_block)
+    NO_DOUBLE,
+    NO_SINGLE,
+    DoubleDeltas,
+    Joint,
+    Modulation,
+    SingleDeltas,
+    adapted,
+    double_block,
+    modulation,
+    single_block,
+)
 from reflect_core.generators.flux_corrector.lora import ConditionLora, Delta
 
 
@@ -64,8 +73,9 @@ class Prepared:
 
 
 def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_states: Tensor,
-            pooled_projections: Tensor, img_ids: Tensor, txt_ids: Tensor, condition: Condition | None = None, *,
-            union_cond_attn: bool = True, latent_lora: bool = False, condition_scale: float = 1.0) -> Prepared:
+            pooled_projections: Tensor, img_ids: Tensor, txt_ids: Tensor, condition: Condition | None = None,
+            *, union_cond_attn: bool = True, latent_lora: bool = False,
+            condition_scale: float = 1.0) -> Prepared:
     """Do once what no step changes.
 
     Args:
@@ -87,7 +97,8 @@ def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_s
     if condition is not None and condition_scale != 1.0:
         bias = _scale_bias(main, condition.ids.shape[0], condition_scale, encoder_hidden_states)
     cos, sin = _rotary_tables(transformer.pos_embed, torch.cat(ids))
-    joint = Joint(main, cos, sin, separate=condition is not None and not union_cond_attn and bias is None, bias=bias)
+    separate = condition is not None and not union_cond_attn and bias is None
+    joint = Joint(main, cos, sin, separate, bias)
 
     deltas, main_deltas = (), None
     if lora is not None and (condition is not None or latent_lora):
@@ -106,8 +117,8 @@ def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_s
         zero = condition.tokens.new_zeros(condition.tokens.shape[0])
         vector = _vector(transformer, zero, zero + 1, pooled_projections)
         mods = tuple(modulation(norm, vector, change) for (norm, _), change in zip(norms, changes))
-    return Prepared(transformer.context_embedder(encoder_hidden_states), pooled_projections, joint, tokens, mods,
-                    deltas, main_deltas)
+    text = transformer.context_embedder(encoder_hidden_states)
+    return Prepared(text, pooled_projections, joint, tokens, mods, deltas, main_deltas)
 
 
 def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, timestep: Tensor,
@@ -140,8 +151,10 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
 
     for index, block in enumerate(blocks):
         start = 0 if extra else here
-        text, streams = run(double_block, block, p.joint, text, streams, modulation(block.norm1_context, vector),
-                            mods_of(index, block.norm1), p.deltas[index] if p.deltas else NO_DOUBLE, start)
+        text_mod = modulation(block.norm1_context, vector)
+        deltas = p.deltas[index] if p.deltas else NO_DOUBLE
+        text, streams = run(double_block, block, p.joint, text, streams, text_mod,
+                            mods_of(index, block.norm1), deltas, start)
     streams = [torch.cat([text, streams[0]], dim=1), *streams[1:]]
     image_rows = slice(length, length + here)
     for index, block in enumerate(singles, start=len(blocks)):
@@ -159,17 +172,19 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
 
 def flux_forward(transformer: nn.Module, lora: ConditionLora | None, hidden_states: Tensor,
                  encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor,
-                 guidance: Tensor | None, img_ids: Tensor, txt_ids: Tensor, condition_tokens: Tensor | None = None,
-                 condition_ids: Tensor | None = None, *, union_cond_attn: bool = True, latent_lora: bool = False,
-                 condition_scale: float = 1.0, checkpointing: bool = False) -> Tensor:
+                 guidance: Tensor | None, img_ids: Tensor, txt_ids: Tensor,
+                 condition_tokens: Tensor | None = None, condition_ids: Tensor | None = None, *,
+                 union_cond_attn: bool = True, latent_lora: bool = False, condition_scale: float = 1.0,
+                 checkpointing: bool = False) -> Tensor:
     """`prepare` and `denoise` in one call: latents (B, N, C) to velocity (B, N, C). Differentiable.
 
     condition_tokens (B, M, C) and condition_ids (M, 3) are the flawed picture's, or both None. The
     other arguments are those of `prepare` and `denoise`.
     """
     condition = None if condition_tokens is None else Condition(condition_tokens, condition_ids)
-    prepared = prepare(transformer, lora, encoder_hidden_states, pooled_projections, img_ids, txt_ids, condition,
-                       union_cond_attn=union_cond_attn, latent_lora=latent_lora, condition_scale=condition_scale)
+    prepared = prepare(transformer, lora, encoder_hidden_states, pooled_projections, img_ids, txt_ids,
+                       condition, union_cond_attn=union_cond_attn, latent_lora=latent_lora,
+                       condition_scale=condition_scale)
     return denoise(transformer, prepared, hidden_states, timestep, guidance, checkpointing=checkpointing)
 
 
@@ -178,7 +193,8 @@ def _doubles(transformer: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _singles(transformer: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(f"single_transformer_blocks.{i}", b) for i, b in enumerate(transformer.single_transformer_blocks)]
+    blocks = transformer.single_transformer_blocks
+    return [(f"single_transformer_blocks.{i}", b) for i, b in enumerate(blocks)]
 
 
 def _vector(transformer: nn.Module, timestep: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
