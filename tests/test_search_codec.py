@@ -3,14 +3,31 @@
 import json
 
 import pytest
+from fakes import SIZE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflect_core.search import (POLICIES, BestOfN, Budget, Header, NoisePromptScaling, ReflectionFlow,
-                                 policy_from_json)
-from reflect_core.search import codec
-from reflect_core.search.entries import (Drew, Judged, Plan, Planned, Refined, Reflected, Stopped,
-                                         entry_from_json, entry_to_json)
+from reflect_core.search import (
+    POLICIES,
+    BestOfN,
+    Budget,
+    Header,
+    NoisePromptScaling,
+    ReflectionFlow,
+    codec,
+    policy_from_json,
+)
+from reflect_core.search.entries import (
+    Drew,
+    Judged,
+    Plan,
+    Planned,
+    Refined,
+    Reflected,
+    Stopped,
+    entry_from_json,
+    entry_to_json,
+)
 from reflect_core.search.record import header_from_json, header_to_json
 from reflect_core.types import Check, Cost, Pair, Request, UserError, Verdict
 
@@ -18,12 +35,13 @@ from reflect_core.types import Check, Cost, Pair, Request, UserError, Verdict
 texts = st.text(max_size=20) | st.just("half of a pair \ud83d") | st.just("line\u2028break\nand\r\x00")
 counts = st.integers(0, 2**63)
 seconds = st.floats(0, 1e9)
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-                      | texts, lambda inner: st.lists(inner, max_size=3)
-                      | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
 pairs = st.builds(Pair, feedback=texts, candidate=st.none() | st.integers(0, 99))
-requests = st.builds(Request, prompt=texts, seed=counts, width=st.integers(1, 4096), height=st.integers(1, 4096),
-                     steps=st.integers(1, 100), guidance=st.floats(0, 30),
+requests = st.builds(Request, prompt=texts, seed=counts, width=st.integers(SIZE, 4096),
+                     height=st.integers(1, 4096), steps=st.integers(1, 100), guidance=st.floats(0, 30),
                      context=st.lists(pairs, max_size=3).map(tuple), original_prompt=st.none() | texts)
 costs = st.builds(Cost, counts, counts, counts, counts, counts, seconds)
 checks = st.builds(Check, texts, texts, st.booleans(), texts)
@@ -80,8 +98,8 @@ def test_header(request, budget):
 
 
 @pytest.mark.parametrize("policy", [
-    BestOfN(), BestOfN(3, 2, False), NoisePromptScaling.official(), ReflectionFlow.official(), ReflectionFlow(),
-    ReflectionFlow.for_budget(33, patience=2, parents="best")])
+    BestOfN(), BestOfN(3, 2, False), NoisePromptScaling.official(), ReflectionFlow.official(),
+    ReflectionFlow(), ReflectionFlow.for_budget(33, patience=2, parents="best")])
 def test_policy(policy):
     assert policy_from_json(through(policy.to_json())) == policy
 

@@ -5,8 +5,17 @@ from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflect_core.search import (BestOfN, Draw, NoisePromptScaling, Reflect, ReflectionFlow, Run, Stop,
-                                 derive_seed, start)
+from reflect_core.search import (
+    BestOfN,
+    Draw,
+    NoisePromptScaling,
+    Reflect,
+    ReflectionFlow,
+    Run,
+    Stop,
+    derive_seed,
+    start,
+)
 from reflect_core.search.run import rank
 from reflect_core.types import Request, UserError
 
@@ -15,8 +24,8 @@ REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
 
 def search(policy, seed=3, threshold=2.0, levels=None, chunk=4, reflector=None, generator=None):
     stepper = start(Request("two red circles", seed=seed, width=SIZE, height=SIZE, steps=4), policy,
-                    generator or FakeGenerator(), FakeVerifier(threshold, levels), reflector or FakeReflector(),
-                    FakeRefiner(), chunk=chunk)
+                    generator or FakeGenerator(), FakeVerifier(threshold, levels),
+                    reflector or FakeReflector(), FakeRefiner(), chunk=chunk)
     return stepper, stepper.run()
 
 

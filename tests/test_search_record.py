@@ -11,8 +11,20 @@ import pytest
 from fakes import SIZE, FakeGenerator, FakeReflector, FakeVerifier
 from PIL import Image
 
-from reflect_core.search import (ActorError, BestOfN, Budget, Header, Record, ReflectionFlow, load, lock, record,
-                                 replay, resume, start)
+from reflect_core.search import (
+    ActorError,
+    BestOfN,
+    Budget,
+    Header,
+    Record,
+    ReflectionFlow,
+    load,
+    lock,
+    record,
+    replay,
+    resume,
+    start,
+)
 from reflect_core.types import Request, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +39,9 @@ def actors():
 @pytest.fixture
 def folder(tmp_path):
     """A finished record."""
-    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", model="fake", fingerprint="abc") as s:
-        s.run()
+    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", model="fake",
+               fingerprint="abc") as stepper:
+        stepper.run()
     return tmp_path / "run"
 
 
@@ -43,8 +56,8 @@ def test_what_is_loaded_is_what_was_run(tmp_path):
                settings={"reflector": "rules"}) as stepper:
         run = stepper.run()
     header, loaded = load(tmp_path / "run")
-    assert loaded.candidates == run.candidates and loaded.ledger == run.ledger and loaded.stopped == run.stopped
-    assert loaded.chunks == run.chunks
+    assert loaded.candidates == run.candidates and loaded.chunks == run.chunks
+    assert loaded.ledger == run.ledger and loaded.stopped == run.stopped
     assert (header.request, header.budget, header.chunk) == (REQUEST, Budget(pictures=9), 3)
     assert header.policy == FLOW.to_json() and header.settings == {"reflector": "rules"}
     assert "pillow" in header.versions
@@ -157,7 +170,8 @@ def test_a_full_disk_is_a_user_error_and_takes_back_the_torn_line(tmp_path, monk
 
 def test_no_room_for_a_picture(tmp_path, monkeypatch):
     stepper = start(REQUEST, FLOW, *actors(), folder=tmp_path / "run")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(UserError, match="make room"):
         stepper.run()
     monkeypatch.undo()
@@ -179,8 +193,9 @@ def test_a_torn_last_line_is_ignored_and_cut_off(folder, tail):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("damage", [
-    lambda line: b"\n", lambda line: line[:-9] + b"\n", lambda line: b"\x00" * len(line) + b"\n", lambda line: b"7\n",
-    lambda line: line.replace(b'{"line":"', b'{"line":"x'), lambda line: line.replace(b"sha256", b"sha257") + b"{}\n",
+    lambda line: b"\n", lambda line: line[:-9] + b"\n", lambda line: b"\x00" * len(line) + b"\n",
+    lambda line: b"7\n", lambda line: line.replace(b'{"line":"', b'{"line":"x'),
+    lambda line: line.replace(b"sha256", b"sha257") + b"{}\n",
     lambda line: b"[" * 100000 + b"\n", lambda line: b"\xff\n"])
 def test_other_damage_names_the_line(folder, number, damage):
     lines = lines_of(folder)
@@ -219,8 +234,10 @@ def change_pixel(path):
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda p: p.unlink(), "missing"), (change_pixel, "was changed"), (lambda p: p.write_bytes(b""), "cannot be read"),
-    (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"), (lambda p: p.write_text("x"), "cannot be read"),
+    (lambda p: p.unlink(), "missing"), (change_pixel, "was changed"),
+    (lambda p: p.write_bytes(b""), "cannot be read"),
+    (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"),
+    (lambda p: p.write_text("x"), "cannot be read"),
     (lambda p: (p.unlink(), p.mkdir()), "cannot be read")])
 def test_damaged_pictures(folder, damage, words):
     damage(folder / "pictures" / "00002.png")
@@ -276,8 +293,8 @@ sys.stdin.read()
 
 
 def other_process(folder, how):
-    process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder), str(ROOT), how], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder), str(ROOT), how],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -334,7 +351,8 @@ def test_closing_twice_does_no_harm(folder):
 
 def test_replay_is_the_same_bit_for_bit(folder):
     seen = []
-    report = replay(folder, FakeGenerator(batch_matters=True), "abc", lambda done, of: seen.append((done, of)))
+    report = replay(folder, FakeGenerator(batch_matters=True), "abc",
+                    lambda done, of: seen.append((done, of)))
     assert report.same and report.pictures == 10 and report.same_model and seen[-1] == (10, 10)
     assert "bit for bit" in report.summary()
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,23 @@ from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reflect_core.search import (BestOfN, Budget, NoisePromptScaling, ReflectionFlow, load, replay, resume, start)
-from reflect_core.types import Request, UserError
+from reflect_core.search import (
+    BestOfN,
+    Budget,
+    Draw,
+    NoisePromptScaling,
+    Policy,
+    Reflect,
+    ReflectionFlow,
+    Stop,
+    derive_seed,
+    load,
+    replay,
+    resume,
+    start,
+)
+from reflect_core.search.entries import Planned
+from reflect_core.types import Pair, Request, UserError
 
 HERE = Path(__file__).parent
 REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
@@ -49,6 +65,14 @@ def story(folder):
         return [timeless(v) for v in value] if isinstance(value, list) else value
     lines = [timeless(json.loads(line)) for line in (folder / "run.jsonl").read_bytes().splitlines()]
     return lines, {p.name: p.read_bytes() for p in (folder / "pictures").iterdir()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk():
+    """A kill takes no page cache away: what fsync is for, a power cut, cannot be tested here anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +135,48 @@ def test_resuming_a_finished_run_draws_nothing(whole, tmp_path):
     check_resumed(tmp_path / "run", whole["flow"], 11)
 
 
+# A policy that is not ours, with three pairs of context: what Reflect-DiT will need of the stepper.
+
+@dataclass(frozen=True)
+class Chain(Policy):
+    name = "chain of the tests"
+    n: int = 7
+    max_context = 3
+    needs = frozenset({"reflector"})
+
+    @property
+    def most_pictures(self):
+        return self.n
+
+    def next(self, run):
+        done = run.candidates
+        if len(done) == self.n or run.accepted:
+            return Stop("done", "enough")
+        if done and run.reflection(done[-1].id) is None:
+            return Reflect(len(done), (done[-1].id,))
+        context = tuple(Pair(run.reflection(c.id), c.id) for c in done[-3:])
+        request = replace(run.request, seed=derive_seed(run.seed, "noise", len(done)), context=context)
+        return Draw(len(done), (Planned(request, 0, done[-1].id if done else None),), until_accepted=True)
+
+
+def test_a_policy_from_outside_with_three_pairs(tmp_path):
+    with start(REQUEST, Chain(), *actors(max_context=3), folder=tmp_path / "whole") as stepper:
+        run = stepper.run()
+    assert [len(c.request.context) for c in run.candidates] == [0, 1, 2, 3, 3, 3, 3]
+    assert [p.candidate for p in run.candidates[6].request.context] == [3, 4, 5]
+    lines = (tmp_path / "whole" / "run.jsonl").read_bytes().splitlines(keepends=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "run.jsonl").write_bytes(b"".join(lines[:11]))
+    with pytest.raises(UserError, match="unknown policy 'chain of the tests'"):
+        resume(tmp_path / "run", *actors(max_context=3))
+    with pytest.raises(UserError, match="takes 1"):
+        resume(tmp_path / "run", *actors(), policy=Chain())
+    with resume(tmp_path / "run", *actors(max_context=3), policy=Chain()) as stepper:
+        stepper.run()
+    assert story(tmp_path / "run") == story(tmp_path / "whole")
+    assert replay(tmp_path / "run", FakeGenerator(max_context=3, batch_matters=True)).same
+
+
 # Kills. First at every single point at which something reaches the disk ...
 
 def killed_at(point, half, folder, policy):
@@ -168,7 +234,8 @@ def test_killed_at_any_point_it_resumes_and_ends_the_same(whole, tmp_path, half)
             break
         if not (folder / "run.jsonl").exists():
             # Killed before the header was whole: nothing was drawn, and the folder can be used.
-            with start(REQUEST, POLICIES["flow"], *actors(), chunk=3, budget=BUDGET, folder=folder) as stepper:
+            with start(REQUEST, POLICIES["flow"], *actors(), chunk=3, budget=BUDGET,
+                       folder=folder) as stepper:
                 stepper.run()
             assert story(folder) == story(whole["flow"])
             continue
@@ -204,8 +271,8 @@ def test_killed_at_random_moments(tmp_path):
     kills, again, recorded = 0, 0, 0
     while True:
         log.write_text("")
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
         first = process.stdout.readline()
         assert first == "ready\n", process.stderr.read()
         before, recorded = recorded, None
@@ -227,8 +294,8 @@ def test_killed_at_random_moments(tmp_path):
     assert kills >= 10, "the machine was too fast for this test: make the run longer"
     assert again <= 3 * kills
     run = load(folder)[1]
-    with start(REQUEST, ReflectionFlow(12, 4, 15), FakeGenerator(batch_matters=True, seconds=0), FakeVerifier(2),
-               FakeReflector(), chunk=3, folder=tmp_path / "whole") as stepper:
+    with start(REQUEST, ReflectionFlow(12, 4, 15), FakeGenerator(batch_matters=True),
+               FakeVerifier(2), FakeReflector(), chunk=3, folder=tmp_path / "whole") as stepper:
         stepper.run()
     assert story(folder) == story(tmp_path / "whole")
     assert len(run.candidates) == 72

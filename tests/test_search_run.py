@@ -98,8 +98,8 @@ def test_entries_that_cannot_follow(entries, words):
 
 
 @pytest.mark.parametrize("changes", [
-    {"prompt": ""}, {"prompt": "  \n"}, {"prompt": None}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"width": 0},
-    {"steps": -3}, {"height": 1.0}, {"context": (Pair("x"),)}, {"original_prompt": "x"}])
+    {"prompt": ""}, {"prompt": "  \n"}, {"prompt": None}, {"seed": -1}, {"seed": 1.5}, {"seed": True},
+    {"width": 0}, {"steps": -3}, {"height": 1.0}, {"context": (Pair("x"),)}, {"original_prompt": "x"}])
 def test_requests_that_cannot_start_a_run(changes):
     with pytest.raises(UserError):
         Run(Request(**{"prompt": "x", "seed": 1, **changes}))
@@ -130,8 +130,8 @@ def test_seconds_may_be_a_fraction_and_counts_may_not():
 
 
 @given(n=st.integers(1, 12), chunk=st.integers(1, 5), pictures=st.none() | st.integers(1, 14),
-       evaluations=st.none() | st.integers(1, 100), calls=st.none() | st.integers(1, 14), counts=st.booleans(),
-       kind=st.sampled_from(["best", "flow", "official"]))
+       evaluations=st.none() | st.integers(1, 100), calls=st.none() | st.integers(1, 14),
+       counts=st.booleans(), kind=st.sampled_from(["best", "flow", "official"]))
 def test_no_budget_is_ever_exceeded(n, chunk, pictures, evaluations, calls, counts, kind):
     policy = {"best": BestOfN(n, early_stop=False), "flow": ReflectionFlow.for_budget(n, early_stop=False),
               "official": ReflectionFlow(n, 2, 3, parents="last", judge_again=True, early_stop=False)}[kind]
