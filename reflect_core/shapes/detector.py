@@ -142,8 +142,6 @@ def _cut(label: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, int]:
             if mask.sum() < MIN_AREA / 2:
                 continue
             parts, n = ndimage.label(mask, _CROSS)
-            if n == 0:
-                continue
             # Solid: some 3 x 3 square fits in. Misnamed rims are a pixel or two wide.
             core = ndimage.binary_erosion(mask, _SQUARE)
             sizes = np.bincount(parts.ravel(), minlength=n + 1)
