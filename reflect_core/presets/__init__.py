@@ -1,0 +1,1 @@
+"""Named model sets: `load.py` finds, checks and loads them; each bundled one is a folder in here."""

@@ -95,8 +95,9 @@ def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
     where = {"local_files_only": True}
     if "tokenizer" in name or name == "scheduler":
         return _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
-    # transformers 5 says `dtype` and warns about the older word, which is the only one that 4.46 knows.
-    new_word = library == "transformers" and int(transformers.__version__.split(".")[0]) >= 5
+    # transformers says `dtype` since 4.56 and warns about the older word, which diffusers still has.
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    new_word = library == "transformers" and version >= (4, 56)
     where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True,
               "output_loading_info": True}
     model, info = _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
@@ -113,8 +114,8 @@ def _wrapped(where: Path, load) -> Any:
     try:
         return load()
     except Exception as error:  # whatever the two libraries raise for a broken config or a wrong shape
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{where}: cannot be loaded ({first}); expected the files that diffusers saved; try "
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{where}: cannot be loaded ({said}); expected the files that diffusers saved; try "
                         "to download the model again") from error
 
 

@@ -1,0 +1,6 @@
+"""The FLUX.1 family with ReflectionFlow's corrector (arXiv 2504.16080).
+
+Read in this order: `transformer.py` (the forward), `blocks.py` (its two kinds of block), `lora.py` (the
+corrector's weights), `options.py` (the switches), `pipeline.py` (requests to pictures); `encoding.py`,
+`latents.py` and `folder.py` are its inputs, `timing.py` measures a step.
+"""
