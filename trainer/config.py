@@ -10,7 +10,7 @@ import yaml
 
 from reflect_core.types import UserError
 
-TASKS = ("vae", "base", "corrector")
+TASKS = ("vae", "base", "harvest", "corrector", "bundle")
 
 
 @dataclass

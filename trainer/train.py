@@ -18,15 +18,22 @@ from reflect_core.types import UserError  # noqa: E402
 from trainer.config import TrainConfig, load_config  # noqa: E402
 
 
-def make_task(config: TrainConfig):
+def run_task(config: TrainConfig, provenance: dict, report) -> Path:
+    """Dispatch on the config's task; imports only what it needs."""
+    if config.task == "harvest":
+        from trainer.tasks.harvest import harvest
+        return harvest(config, provenance, report)
+    if config.task == "bundle":
+        from trainer.tasks.bundle import bundle
+        return bundle(config, provenance, report)
+    from trainer.loop import train
     if config.task == "vae":
-        from trainer.tasks.vae import VaeTask
-        return VaeTask(config)
-    if config.task == "base":
-        from trainer.tasks.base import BaseTask
-        return BaseTask(config)
-    from trainer.tasks.corrector import CorrectorTask
-    return CorrectorTask(config)
+        from trainer.tasks.vae import VaeTask as Task
+    elif config.task == "base":
+        from trainer.tasks.base import BaseTask as Task
+    else:
+        from trainer.tasks.corrector import CorrectorTask as Task
+    return train(config, Task(config), provenance, report)
 
 
 def commit() -> str:
@@ -50,12 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(args.config, args.set)
         import torch
 
-        from trainer.loop import train
         torch.manual_seed(config.seed)
-        task = make_task(config)
         provenance = {"config": config.to_json(), "config_file": Path(args.config).name, "seed": config.seed,
                       "commit": commit(), "torch": torch.__version__}
-        result = train(config, task, provenance, report=lambda line: print(line, flush=True))
+        result = run_task(config, provenance, report=lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -70,7 +70,9 @@ def _read(path: Path, size: int) -> np.ndarray:
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"cannot read the picture {path}: {error}. Replace it or take its line out of "
                         "triplets.jsonl") from error
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC) if picture.size != (size, size) else picture)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
 
 
 def corrupted_triplets(seed: int, tasks: dict[str, float] | None = None) -> Iterator[Triplet]:

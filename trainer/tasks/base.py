@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import (AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel)
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
@@ -77,7 +77,8 @@ class BaseTask:
         self.trained = {k: self.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")}
         self.length, self.side = m["text_length"], m.get("side", 8)
         self.ids = grid_ids(self.side, self.side), torch.zeros(self.length, 3)
-        self.bank = cached(out, {"data": config.data, "seed": config.seed, "vae": _fingerprint(self.vae)}, self._make_bank)
+        settings = {"data": config.data, "seed": config.seed, "vae": fingerprint(self.vae)}
+        self.bank = cached(out, settings, self._make_bank)
         self.empty = self._tokens([""])
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.distil_from = round(config.steps * (1 - m.get("distil", 0.25)))
@@ -195,6 +196,6 @@ class BaseTask:
         (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 
-def _fingerprint(module: torch.nn.Module) -> list[float]:
+def fingerprint(module: torch.nn.Module) -> list[float]:
     """A few numbers that tell one set of weights from another."""
     return [float(p.double().abs().sum()) for p in list(module.parameters())[:6]]

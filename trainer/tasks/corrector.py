@@ -56,7 +56,8 @@ class CorrectorTask:
         black = np.zeros((1, self.size, self.size, 3), dtype=np.uint8)
         self.black = encode_pictures(self.parts["vae"], black)
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
-        self.held_out = list(itertools.islice(corrupted_triplets(config.seed + 999), config.data.get("sample_prompts", 96)))
+        count = config.data.get("sample_prompts", 96)
+        self.held_out = list(itertools.islice(corrupted_triplets(config.seed + 999), count))
 
     def _sources(self):
         for source in self.config.data["sources"]:
@@ -79,8 +80,9 @@ class CorrectorTask:
             columns["told"].append(self._t5_ids([t.prompt + MARKER + t.reflection for t in chunk]).int())
             columns["untold"].append(self._t5_ids([t.prompt for t in chunk]).int())
             tokenizer = self.parts["tokenizer"]
-            columns["clip"].append(tokenizer([t.prompt for t in chunk], padding="max_length", truncation=True,
-                                             max_length=tokenizer.model_max_length, return_tensors="pt").input_ids.int())
+            clip = tokenizer([t.prompt for t in chunk], padding="max_length", truncation=True,
+                             max_length=tokenizer.model_max_length, return_tensors="pt")
+            columns["clip"].append(clip.input_ids.int())
         return {name: torch.cat(parts) for name, parts in columns.items()}
 
     def _t5_ids(self, texts: list[str]) -> Tensor:
