@@ -1,0 +1,198 @@
+"""Where everything of a run's tree goes: rounds from left to right, a branch in each row.
+
+One layout serves the PNG and the page, so both tell the same story. A first round of many pictures
+is wrapped into a block whose last column holds the parents, each beside its branch; a run in which
+nothing comes from anything else (best-of-n) is a plain grid. Units are pixels at scale 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import ImageFont
+
+from ..search.run import Candidate, Run
+
+THUMB = 128
+"""Longer side of a thumbnail."""
+LANE = 44
+"""Between two columns, where lines turn."""
+GUTTER = 20
+"""Above a thumbnail, where lines pass that lead further than to the next column."""
+SCORE_HEIGHT = 22
+LINE_HEIGHT = 15
+TEXT_SIZE = 12
+TEXT_SPILL = 24
+"""How far a text may reach into the lane; lines between rows pass behind it."""
+TEXT_WIDTH = THUMB + TEXT_SPILL
+MOST_LINES = 4
+MARGIN = 28
+HEADING = 26
+GRID_ASPECT = 1.5
+"""Columns to rows of a plain grid."""
+BLOCK_ROWS = 4
+"""A first round is not stacked higher than this, unless there are more branches."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One candidate. (x, y) is its thumbnail's top left corner."""
+
+    candidate: Candidate
+    x: float
+    y: float
+    text: tuple[str, ...]
+    """The reflection that it was drawn from, or what the judge said of it, in short lines."""
+    told: bool
+    """Whether the text is a reflection."""
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """From a parent to its child: corners of a line of horizontal and vertical pieces."""
+
+    parent: int
+    child: int
+    points: tuple[tuple[float, float], ...]
+    chosen: bool
+    """Whether it is on the way to the chosen candidate."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    width: float
+    height: float
+    thumb: tuple[int, int]
+    """Width and height of every thumbnail."""
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...]
+    headings: tuple[tuple[float, str], ...]
+    """(x, words) above the columns in which a round begins."""
+
+
+def font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font: there on every system."""
+    return ImageFont.load_default(size)
+
+
+def lay_out(run: Run, chosen: int | None = None) -> Layout:
+    """The tree of a run, with the way to the candidate `chosen` marked."""
+    thumb = _thumb_size(run)
+    places = _grid(run.candidates) if not _is_tree(run) else _columns(run)
+    texts = {c.id: _text(run, c) for c in run.candidates}
+    line = {c.id for c in run.lineage(chosen)} if chosen is not None else set()
+
+    rows = 1 + max((row for _, row in places.values()), default=0)
+    columns = 1 + max((column for column, _ in places.values()), default=0)
+    # A row is as high as its longest text, so that runs with short reflections stay compact.
+    tallest = [max((len(texts[id][0]) for id, (_, r) in places.items() if r == row), default=0) for row in range(rows)]
+    tops = [HEADING + GUTTER]
+    for lines in tallest:
+        tops.append(tops[-1] + thumb[1] + SCORE_HEIGHT + lines * LINE_HEIGHT + GUTTER + 8)
+    pitch = max(thumb[0], TEXT_WIDTH - TEXT_SPILL) + LANE
+    at = {id: (MARGIN + column * pitch, tops[row]) for id, (column, row) in places.items()}
+    nodes = tuple(Node(c, *at[c.id], texts[c.id][0], texts[c.id][1], c.id == chosen) for c in run.candidates)
+    links = tuple(Link(c.parent, c.id, _route(places[c.parent], places[c.id], at[c.parent], at[c.id], thumb),
+                       c.id in line and c.parent in line)
+                  for c in run.candidates if c.parent is not None)
+    return Layout(2 * MARGIN + columns * pitch - LANE + 12, tops[-1], thumb, nodes,
+                  tuple(sorted(links, key=lambda link: link.chosen)), _headings(run, places, at))
+
+
+def _thumb_size(run: Run) -> tuple[int, int]:
+    width, height = run.request.width, run.request.height
+    return round(THUMB * width / max(width, height)), round(THUMB * height / max(width, height))
+
+
+def _is_tree(run: Run) -> bool:
+    return any(c.parent is not None for c in run.candidates)
+
+
+def _grid(candidates: Sequence[Candidate]) -> dict[int, tuple[int, int]]:
+    """(column, row) of each candidate, in reading order."""
+    columns = max(math.ceil(math.sqrt(len(candidates) * GRID_ASPECT)), min(len(candidates), 4))
+    return {c.id: (i % columns, i // columns) for i, c in enumerate(candidates)}
+
+
+def _columns(run: Run) -> dict[int, tuple[int, int]]:
+    """(column, row) of each candidate of a tree: a block for the first round, then a column a round."""
+    first, later = run.in_round(0), [c for c in run.candidates if c.round > 0]
+    branches = 1 + max(c.branch for c in later)
+    height = max(branches, min(round(math.sqrt(len(first)) + 0.3), BLOCK_ROWS))
+    # A run that was cut short, or a policy without a pool, has one picture a branch: no block to fill.
+    width = math.ceil(len(first) / height)
+    cells = [(column, row) for column in range(width) for row in range(height)]
+    places: dict[int, tuple[int, int]] = {}
+    for child in later:
+        cell = (width - 1, child.branch)
+        if child.parent is not None and run.candidate(child.parent).round == 0:
+            if child.parent not in places and cell not in places.values():
+                places[child.parent] = cell
+    free = iter(cell for cell in cells if cell not in set(places.values()))
+    for candidate in first:
+        if candidate.id not in places:
+            places[candidate.id] = next(free)
+    for child in later:
+        places[child.id] = (width - 1 + child.round, child.branch)
+    return places
+
+
+def _route(parent: tuple[int, int], child: tuple[int, int], start: tuple[float, float], end: tuple[float, float],
+           thumb: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    """From the right of the parent to the left of the child, through lanes and gutters, past all others."""
+    x0, y0 = start[0] + thumb[0], start[1] + thumb[1] / 2
+    x1, y1 = end[0], end[1] + thumb[1] / 2
+    if child[0] == parent[0] + 1:
+        lane = x0 + TEXT_SPILL + 5
+        return ((x0, y0), (x1, y1)) if y0 == y1 else ((x0, y0), (lane, y0), (lane, y1), (x1, y1))
+    out, above = x0 + (LANE * 0.3 if y0 == y1 else TEXT_SPILL + 5), end[1] - GUTTER / 2
+    back = x1 - LANE * 0.7
+    return (x0, y0), (out, y0), (out, above), (back, above), (back, y1), (x1, y1)
+
+
+def _headings(run: Run, places: dict[int, tuple[int, int]],
+              at: dict[int, tuple[float, float]]) -> tuple[tuple[float, str], ...]:
+    if not run.candidates:
+        return ()
+    if not _is_tree(run):
+        return ((MARGIN, "from noise"),)
+    first: dict[int, float] = {}
+    for c in run.candidates:
+        first[c.round] = min(first.get(c.round, math.inf), at[c.id][0])
+    return tuple((x, "from noise" if round == 0 else f"round {round}") for round, x in sorted(first.items()))
+
+
+def _text(run: Run, candidate: Candidate) -> tuple[tuple[str, ...], bool]:
+    """What stands below a thumbnail, and whether it is a reflection."""
+    told = [pair.feedback.strip() for pair in candidate.request.context if pair.feedback.strip()]
+    if told:
+        return wrap(told[-1]), True
+    if candidate.request.original_prompt is not None:
+        return wrap(f"prompt: {candidate.request.prompt}"), False
+    return wrap(candidate.verdict.reason if candidate.verdict and not candidate.accepted else "", 3), False
+
+
+def wrap(text: str, most: int = MOST_LINES, width: float = TEXT_WIDTH, size: float = TEXT_SIZE) -> tuple[str, ...]:
+    """Lines of at most `width` pixels, cut with an ellipsis after `most` of them."""
+    measure = font(size).getlength
+    lines: list[str] = []
+    rest = text.split()
+    while rest:
+        line = rest.pop(0)
+        while measure(line) > width and len(line) > 1:
+            # A single word that is too long is broken where it must be.
+            cut = next(k for k in range(len(line) - 1, 0, -1) if k == 1 or measure(line[:k]) <= width)
+            rest.insert(0, line[cut:])
+            line = line[:cut]
+        while rest and measure(f"{line} {rest[0]}") <= width:
+            line = f"{line} {rest.pop(0)}"
+        lines.append(line)
+        if len(lines) == most and rest:
+            while measure(f"{lines[-1]}...") > width and lines[-1]:
+                lines[-1] = lines[-1][:-1]
+            lines[-1] += "..."
+            break
+    return tuple(lines)

@@ -1,0 +1,132 @@
+"""A run as one HTML file: the way to the answer, the whole tree, and every candidate with its checks.
+
+Nothing is loaded from anywhere, no script runs, and every text is escaped: prompts and reflections come
+from people and language models. It follows the reader's light or dark setting and reads on a phone;
+only the tree scrolls sideways, in a box of its own.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from ..search.record import Header
+from ..search.run import Candidate, Run
+from ..types import Check
+from .layout import lay_out
+from .svg import data_url, tree_svg
+from .words import outcome, setting, spent
+
+LARGE = 512
+"""Pictures in the cards are at most this large; the record keeps them whole."""
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fcfcfa; --card: #fff; --ink: #202226; --note: #686c75;
+  --rule: #d3d6db; --told: #2454be; --good: #168846; --bad: #b3372f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181c; --card: #1e2126; --ink: #e6e7ea;
+  --note: #9ea3ad; --rule: #3b4048; --told: #8fb2ff; --good: #4cc07f; --bad: #ef8078; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1280px; padding: 20px 16px 48px; background: var(--paper); color: var(--ink);
+  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3em; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 2em 0 .7em; }
+p { margin: .15em 0; }
+.note { color: var(--note); } .told { color: var(--told); } .accepted { color: var(--good); }
+.bad { color: var(--bad); }
+.way-row { display: flex; flex-wrap: wrap; gap: 10px; align-items: flex-start; }
+.way-row figure { margin: 0; width: 150px; }
+.way-row .arrow { align-self: flex-start; width: 120px; padding-top: 50px; text-align: center; font-size: .9rem; }
+.way-row .arrow::after { content: "\\2192"; display: block; color: var(--good); font-size: 1.6rem; line-height: 1; }
+img { display: block; width: 100%; height: auto; border: 1px solid var(--rule); border-radius: 4px; }
+img.crisp, .tree.crisp image { image-rendering: pixelated; }
+img.good { border: 2px solid var(--good); }
+figcaption { font-size: .9rem; margin-top: 4px; }
+.scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; background: var(--card); }
+.tree { display: block; font-family: inherit; margin: 14px 4px 4px; }
+.tree text { font-size: 13px; fill: var(--ink); } .tree .note { fill: var(--note); font-size: 12px; }
+.tree .small { font-size: 11px; } .tree .told { fill: var(--told); }
+.tree .score { font-size: 14px; } .tree .score.accepted { fill: var(--good); }
+.tree .link { fill: none; stroke: var(--rule); stroke-width: 2; }
+.tree .way { fill: none; stroke: var(--good); stroke-width: 3; }
+.tree .tip { stroke: none; fill: var(--rule); } .tree .way.tip { fill: var(--good); }
+.tree .frame { fill: none; stroke: var(--rule); } .tree .frame.chosen { stroke: var(--told); }
+.tree .frame.accepted { stroke: var(--good); }
+.tree .disc { fill: var(--good); stroke: var(--card); stroke-width: 2; }
+.tree .tick { fill: none; stroke: var(--card); stroke-width: 2.4; }
+.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+.card { display: grid; grid-template-columns: 112px 1fr; gap: 12px; background: var(--card);
+  border: 1px solid var(--rule); border-radius: 8px; padding: 12px; font-size: .9rem; overflow-wrap: anywhere; }
+.card:target { outline: 3px solid var(--told); }
+.card ul { list-style: none; margin: 6px 0 0; padding: 0; } .card b { font-weight: 600; }
+a { color: inherit; }
+"""
+
+
+def html_page(run: Run, header: Header | None = None, chosen: Candidate | None = None) -> str:
+    """The page's text. `chosen` is the policy's answer; None: the run's best."""
+    chosen = chosen or run.best()
+    tree = tree_svg(run, lay_out(run, None if chosen is None else chosen.id))
+    crisp = max(run.request.width, run.request.height) <= 128
+    sections = [_head(run, header, chosen)]
+    if chosen is not None:
+        sections.append(_way(run, chosen, crisp))
+    if run.candidates:
+        tree = tree.replace('class="tree"', 'class="tree crisp"', 1) if crisp else tree
+        cards = "\n".join(_card(run, candidate, crisp) for candidate in run.candidates)
+        sections += [f'<h2>All candidates, round by round</h2>\n<div class="scroll">{tree}</div>',
+                     f'<h2>What the judge saw</h2>\n<div class="cards">\n{cards}\n</div>']
+    body = "\n".join(sections)
+    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(run.prompt)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
+
+
+def _head(run: Run, header: Header | None, chosen: Candidate | None) -> str:
+    kind = "accepted" if chosen is not None and chosen.accepted else "note"
+    return (f'<h1>{escape(run.prompt)}</h1>\n<p class="{kind}">{escape(outcome(run, chosen))}</p>\n'
+            f'<p class="note">{escape(spent(run))}</p>\n<p class="note">{escape(setting(run, header))}</p>')
+
+
+def _way(run: Run, chosen: Candidate, crisp: bool) -> str:
+    """The chosen candidate's ancestors, with what was said between them."""
+    parts = []
+    for candidate in run.lineage(chosen.id):
+        if parts:
+            words = "; ".join(p.feedback for p in candidate.request.context if p.feedback) or "a new prompt"
+            parts.append(f'<div class="arrow told">{escape(words)}</div>')
+        parts.append(f"<figure>{_image(run, candidate, crisp)}<figcaption>{_score(candidate)}</figcaption></figure>")
+    return f'<h2>How the answer came about</h2>\n<div class="way-row">{"".join(parts)}</div>'
+
+
+def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
+    lines = [f"<p>{_score(candidate)}</p>"]
+    for pair in candidate.request.context:
+        of = "" if pair.candidate is None else f' <a href="#c{pair.candidate}">candidate {pair.candidate}</a>'
+        lines.append(f'<p class="told">{escape(pair.feedback) or "no words"}</p><p class="note">said of{of}</p>')
+    if candidate.request.original_prompt is not None:
+        lines.append(f'<p class="note">prompt: {escape(candidate.request.prompt)}</p>')
+    if candidate.verdict is not None:
+        lines.append(f"<ul>{''.join(_check(check) for check in candidate.verdict.checks)}</ul>")
+        if not candidate.verdict.checks and candidate.verdict.reason:
+            lines.append(f"<p>{escape(candidate.verdict.reason)}</p>")
+    lines.append(f'<p class="note">seed {candidate.request.seed}</p>')
+    return (f'<div class="card" id="c{candidate.id}"><div>{_image(run, candidate, crisp)}</div>'
+            f"<div>{''.join(lines)}</div></div>")
+
+
+def _check(check: Check) -> str:
+    kind, mark = ("accepted", "&#10003;") if check.passed else ("bad", "&#10007;")
+    note = f' <span class="note">{escape(check.note)}</span>' if check.note and not check.passed else ""
+    return f'<li><span class="{kind}">{mark}</span> {escape(check.target)}{note}</li>'
+
+
+def _image(run: Run, candidate: Candidate, crisp: bool) -> str:
+    kinds = " ".join(k for k, on in (("crisp", crisp), ("good", candidate.accepted)) if on)
+    return f'<img class="{kinds}" alt="candidate {candidate.id}" src="{data_url(run.picture(candidate.id), LARGE)}">'
+
+
+def _score(candidate: Candidate) -> str:
+    where = "from noise" if candidate.round == 0 else f"round {candidate.round}"
+    if candidate.verdict is None:
+        return f'<b>{candidate.id}</b> <span class="note">{where}, not judged</span>'
+    word = ' <span class="accepted">accepted</span>' if candidate.accepted else ""
+    return f'<b>{candidate.id}</b> <span class="note">{where}</span><br>score {candidate.score:.2f}{word}'

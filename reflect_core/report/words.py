@@ -1,0 +1,40 @@
+"""What is said above a tree, in the picture and on the page alike."""
+
+from __future__ import annotations
+
+from ..search.record import Header
+from ..search.run import Candidate, Run
+
+
+def outcome(run: Run, chosen: Candidate | None) -> str:
+    """How the run ended, or that it has not yet, in a sentence."""
+    if chosen is None:
+        return "nothing is judged yet"
+    said = f"candidate {chosen.id} with a score of {chosen.score:.2f}"
+    if chosen.accepted:
+        return f"accepted: {said}"
+    if run.stopped is None:
+        return f"not finished; the best so far is {said}"
+    return f"not accepted; the best is {said} ({run.stopped.reason})"
+
+
+def spent(run: Run) -> str:
+    """What the run cost, in a line."""
+    total = run.ledger.total
+    parts = [_count(total.pictures, "picture"), _count(total.denoiser_evaluations, "denoiser evaluation"),
+             _count(total.judge_calls, "judge call"), f"{run.ledger.seconds:.1f} s"]
+    return ", ".join(parts)
+
+
+def setting(run: Run, header: Header | None) -> str:
+    """Model, policy, seed, steps and guidance, in a line."""
+    parts = []
+    if header is not None:
+        parts += [header.model, str(header.policy.get("name", "")).replace("_", " ")]
+    request = run.request
+    parts += [f"seed {request.seed}", f"{request.steps} steps", f"guidance {request.guidance:g}"]
+    return ", ".join(part for part in parts if part)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,167 @@
+"""The picture and the page of a run: everything is on them, nothing from outside gets into them."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_shapes import FakeShapesGenerator
+from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier
+from PIL import Image
+
+from reflect_core.reflectors import ShapesReflector
+from reflect_core.report import html_page, tree_picture
+from reflect_core.report.layout import MOST_LINES, TEXT_WIDTH, font, lay_out, wrap
+from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, start
+from reflect_core.types import Request
+from reflect_core.verifiers import ShapesVerifier
+
+PROMPT = "two red circles left of a blue star and a yellow square"
+POLICIES = {
+    "one": BestOfN(1, early_stop=False),
+    "best of 64": BestOfN(64, early_stop=False),
+    "batches": BestOfN(10, batch=4, early_stop=False),
+    "prompts": NoisePromptScaling(2, 4, early_stop=False),
+    "flow": ReflectionFlow.for_budget(20, early_stop=False),
+    "flow 64": ReflectionFlow.for_budget(64, early_stop=False),
+    "patient": ReflectionFlow(4, 3, 5, patience=1, early_stop=False),
+    "best parents": ReflectionFlow(3, 2, 4, parents="best", early_stop=False),
+    "official": ReflectionFlow.official(),
+}
+
+
+def finished(policy, prompt=PROMPT):
+    request = Request(prompt, seed=3, width=SIZE, height=SIZE, steps=4)
+    stepper = start(request, policy, FakeGenerator(), FakeVerifier(0.7), FakeReflector(), FakeRefiner())
+    stepper.run()
+    return stepper
+
+
+@pytest.fixture(scope="module")
+def steppers():
+    return {name: finished(policy) for name, policy in POLICIES.items()}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_nothing_lies_on_anything_else(steppers, name):
+    stepper = steppers[name]
+    layout = lay_out(stepper.so_far, stepper.best.id)
+    assert [n.candidate.id for n in layout.nodes] == list(range(len(stepper.so_far.candidates)))
+    assert sum(n.chosen for n in layout.nodes) == 1
+    width, height = layout.thumb
+    boxes = {n.candidate.id: (n.x, n.y, n.x + width, n.y + height) for n in layout.nodes}
+    for a, (x0, y0, x1, y1) in boxes.items():
+        assert 0 <= x0 and x1 <= layout.width and 0 <= y0 and y1 <= layout.height
+        for b, (u0, v0, u1, v1) in boxes.items():
+            assert a == b or x1 < u0 or u1 < x0 or y1 < v0 or v1 < y0
+    # Lines run level or upright, past all pictures, and end where they should.
+    for link in layout.links:
+        assert link.points[0][0] == boxes[link.parent][2] and link.points[-1][0] == boxes[link.child][0]
+        for (xa, ya), (xb, yb) in zip(link.points, link.points[1:]):
+            assert xa == xb or ya == yb
+            for x0, y0, x1, y1 in boxes.values():
+                assert max(xa, xb) <= x0 or min(xa, xb) >= x1 or max(ya, yb) <= y0 or min(ya, yb) >= y1
+
+
+def test_links_are_the_tree_and_mark_the_way(steppers):
+    stepper = steppers["flow"]
+    run, layout = stepper.so_far, lay_out(stepper.so_far, stepper.best.id)
+    assert {(k.parent, k.child) for k in layout.links} == {(c.parent, c.id) for c in run.candidates
+                                                           if c.parent is not None}
+    way = [c.id for c in run.lineage(stepper.best.id)]
+    assert {(k.parent, k.child) for k in layout.links if k.chosen} == set(zip(way, way[1:]))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_picture_of_every_tree(steppers, name):
+    picture = tree_picture(steppers[name].so_far, steppers[name].best, scale=1)
+    assert picture.mode == "RGB"
+    assert len(picture.getcolors(1 << 24)) > 100
+
+
+def test_a_run_cut_short_has_a_picture_and_a_page_too():
+    request = Request(PROMPT, seed=3, width=SIZE, height=SIZE, steps=4)
+    empty = start(request, BestOfN(4), FakeGenerator(), FakeVerifier())
+    tree_picture(empty.so_far)
+    assert "nothing is judged yet" in html_page(empty.so_far)
+    stepper = start(request, ReflectionFlow(4, 2, 4, early_stop=False), FakeGenerator(fail_at=7), FakeVerifier(2),
+                    FakeReflector())
+    with pytest.raises(RuntimeError):
+        stepper.run()
+    tree_picture(stepper.so_far)
+    assert "not finished" in html_page(stepper.so_far)
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_the_page_needs_nothing_else(steppers):
+    stepper = steppers["flow"]
+    page = html_page(stepper.so_far, chosen=stepper.best)
+    elements = Elements(page)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements.found}
+    # The name of SVG's namespace is the one address on it, and is never fetched.
+    assert set(re.findall(r"https?://[^\"]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "@import" not in page and "url(" not in page
+    run = stepper.so_far
+    assert len(elements.all("image")) == len(run.candidates)
+    assert [c["id"] for c in elements.all("div") if "id" in c] == [f"c{c.id}" for c in run.candidates]
+    for source in [i["src"] for i in elements.all("img")] + [i["href"] for i in elements.all("image")]:
+        assert source.startswith("data:image/png;base64,")
+    last = elements.all("img")[-1]["src"].split(",")[1]
+    assert Image.open(io.BytesIO(base64.b64decode(last))).tobytes() == run.picture(19).tobytes()
+
+
+def test_large_pictures_are_reduced():
+    request = Request("big", seed=1, width=1024, height=768, steps=1)
+    stepper = start(request, BestOfN(2, early_stop=False), FakeGenerator(), FakeVerifier(2))
+    page = html_page(stepper.run())
+    assert len(page) < 100_000 and "data:image/jpeg" in page
+    assert lay_out(stepper.so_far).thumb == (128, 96)
+    tree_picture(stepper.so_far)
+
+
+def test_texts_are_escaped():
+    evil = '<script>alert("x")</script> & <b>'
+
+    class Evil(FakeReflector):
+        def reflect(self, prompt, pictures, verdicts):
+            return [evil] * len(pictures)
+
+    request = Request(evil, seed=1, width=SIZE, height=SIZE, steps=1)
+    stepper = start(request, ReflectionFlow(2, 1, 2, early_stop=False), FakeGenerator(), FakeVerifier(2), Evil())
+    page = html_page(stepper.run())
+    assert "<script" not in page and "&lt;script&gt;" in page
+    tree_picture(stepper.so_far)
+
+
+def test_shapes_are_told_and_checked_on_the_page():
+    stepper = start(Request(PROMPT, seed=5), ReflectionFlow.for_budget(20), FakeShapesGenerator(flawed=1.0),
+                    ShapesVerifier(), ShapesReflector())
+    run = stepper.run()
+    assert len(run.candidates) > 6, "pick a seed whose pool holds no good picture"
+    page = html_page(run, chosen=stepper.best)
+    for candidate in run.candidates:
+        for pair in candidate.request.context:
+            assert pair.feedback in page
+    assert "accepted" in page and "nothing else" in page
+
+
+def test_wrapping():
+    measure = font(12).getlength
+    for text in ("", "short", "word " * 60, "x" * 400, "a " + "y" * 90 + " b"):
+        lines = wrap(text)
+        assert len(lines) <= MOST_LINES and all(measure(line) <= TEXT_WIDTH for line in lines)
+    assert wrap("add a red circle") == ("add a red circle",)
+    assert wrap("word " * 60)[-1].endswith("...")
