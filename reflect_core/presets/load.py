@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reflect_core.types import Generator, UserError
+from ..types import Generator, UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # A pipeline's class in model_index.json -> where its generator is. Each has `from_folder(path, **options)`.
 FAMILIES = {
-    "FluxPipeline": ("reflect_core.generators.flux_corrector.pipeline", "FluxCorrector"),
-    "SanaPipeline": ("reflect_core.generators.reflect_dit.pipeline", "ReflectDit"),
+    "FluxPipeline": ("..generators.flux_corrector.pipeline", "FluxCorrector"),
+    "SanaPipeline": ("..generators.reflect_dit.pipeline", "ReflectDit"),
 }
 
 _INDEX = ("a model folder in diffusers layout has one; try the folder above or below, or download the model "
@@ -62,7 +62,7 @@ def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
         raise UserError(f"{folder / 'model_index.json'}: _class_name is {kind!r}; expected one of "
                         f"{', '.join(FAMILIES)}")
     module, name = FAMILIES[kind]
-    return getattr(importlib.import_module(module), name).from_folder(folder, **options)
+    return getattr(importlib.import_module(module, __package__), name).from_folder(folder, **options)
 
 
 def read_settings(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reflect_core.generators.flux_corrector.lora import ConditionLora, Delta
+from .lora import ConditionLora, Delta
 
 Modulation = tuple[Tensor, ...]
 """(shift, 1 + scale, gate) once (single block) or twice (double block), each (B, 1, D)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reflect_core.types import Request
+from ...types import Request
 
 
 def pack(latents: Tensor) -> Tensor:

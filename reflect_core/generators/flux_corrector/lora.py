@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reflect_core.presets.load import read_safetensors
-from reflect_core.types import UserError
+from ...presets.load import read_safetensors
+from ...types import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reflect_core.types import Request, UserError
+from ...types import Request, UserError
 
 
 @dataclass(frozen=True)

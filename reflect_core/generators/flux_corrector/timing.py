@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reflect_core.generators.flux_corrector.lora import ConditionLora
-from reflect_core.generators.flux_corrector.transformer import Condition, denoise, prepare
+from .lora import ConditionLora
+from .transformer import Condition, denoise, prepare
 
 SMALL = {"image": 64, "condition": 64, "text": 16}
 """144 tokens, as in the shapes world with short prompts."""

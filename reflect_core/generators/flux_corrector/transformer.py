@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reflect_core.generators.flux_corrector.blocks import (
+from .blocks import (
     NO_DOUBLE,
     NO_SINGLE,
     DoubleDeltas,
@@ -35,7 +35,7 @@ from reflect_core.generators.flux_corrector.blocks import (
     modulation,
     single_block,
 )
-from reflect_core.generators.flux_corrector.lora import ConditionLora, Delta
+from .lora import ConditionLora, Delta
 
 
 @dataclass(frozen=True)
