@@ -1,0 +1,57 @@
+"""Judges by name: who judges, reflects and rewrites prompts, and what they can be asked about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..types import Refiner, Reflector, Request, UserError, Verifier
+
+
+@dataclass(frozen=True)
+class Actors:
+    verifier: Verifier
+    reflector: Reflector
+    refiner: Refiner
+
+
+class Judge(Protocol):
+    def check(self, request: Request) -> None:
+        """UserError if it cannot judge pictures of this request. Cheap: called before a model is loaded."""
+        ...
+
+    def actors(self) -> Actors: ...
+
+
+class ShapesJudge:
+    """The exact judge of the shapes world."""
+
+    def check_prompt(self, prompt: str) -> None:
+        from ..shapes.prompt import parse
+
+        parse(prompt)
+
+    def check(self, request: Request) -> None:
+        from ..shapes.scene import SIZE
+
+        self.check_prompt(request.prompt)
+        if (request.width, request.height) != (SIZE, SIZE):
+            raise UserError(f"the size is {request.width}x{request.height}; the judge 'shapes' reads pictures of "
+                            f"{SIZE}x{SIZE} only; try --size {SIZE}, or a model that draws the shapes world")
+
+    def actors(self) -> Actors:
+        from ..refiners import ShapesRefiner
+        from ..reflectors import ShapesReflector
+        from ..verifiers import ShapesVerifier
+
+        return Actors(ShapesVerifier(), ShapesReflector(), ShapesRefiner())
+
+
+JUDGES: dict[str, type[ShapesJudge]] = {"shapes": ShapesJudge}
+
+
+def find_judge(name: str) -> ShapesJudge:
+    """UserError for a name that there is not."""
+    if name not in JUDGES:
+        raise UserError(f"there is no judge {name!r}; expected one of {', '.join(JUDGES)}")
+    return JUDGES[name]()

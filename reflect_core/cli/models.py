@@ -1,0 +1,99 @@
+"""The model that a command names: found and checked early, loaded late, known by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..presets.load import find_model, load_generator, read_settings
+from ..types import Generator, UserError
+
+WHOLE = 64 << 20
+"""Files up to this size are hashed whole; of larger ones a sample of blocks."""
+BLOCK, BLOCKS = 64 << 10, 256
+
+
+class ModelChoice:
+    """A model folder with what goes on top of it. UserError at once if there is no such folder or file."""
+
+    def __init__(self, name: str, lora: str | None = None, device: str = "auto", dtype: str = "auto",
+                 options: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.folder = find_model(name)
+        self.lora = None if lora is None else Path(lora)
+        if self.lora is not None and not self.lora.exists():
+            raise UserError(f"{lora}: no such file; expected a corrector's LoRA; try to check the path")
+        self.device, self.dtype = device, dtype
+        self.options = dict(options or {})
+        self.defaults, self.folder_options = read_settings(self.folder)
+
+    def load(self, **options: Any) -> Generator:
+        """The generator. `options` go on top of the choice's own and are not part of it."""
+        import torch
+
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.dtype == "auto":
+            self.dtype = "float32" if self.device == "cpu" else "bfloat16"
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+            said = str(error).splitlines()[0]
+            raise UserError(f"the device {self.device!r} cannot be used ({said}); try --device cpu") from None
+        extra = {} if self.lora is None else {"lora": self.lora}
+        return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
+                              **self.options, **options)
+
+    def settings(self) -> dict[str, Any]:
+        """What a record must know to load the same model again; call it after `load`."""
+        lora = None if self.lora is None else str(self.lora.absolute())
+        return {"folder": str(self.folder.absolute()), "lora": lora, "device": self.device, "dtype": self.dtype,
+                "options": self.options}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the pictures: weights, configurations, tokenizers, options."""
+        digest = hashlib.sha256()
+        options = {**self.folder_options, **self.options}
+        digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+        for name, path in self._files():
+            digest.update(f"\n{name} {path.stat().st_size}\n".encode())
+            for block in _blocks(path):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """(name, path) of what is loaded: the folder's components, and the LoRA wherever it lies."""
+        kinds = (".safetensors", ".json", ".txt", ".model")
+        yield "model_index.json", self.folder / "model_index.json"
+        for path in sorted(self.folder.glob("*/**/*")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and path.suffix in kinds and not (self.lora and name.parts[0] == "lora"):
+                yield name.as_posix(), path
+        if self.lora is not None:
+            files = sorted(self.lora.glob("*.safetensors")) if self.lora.is_dir() else [self.lora]
+            yield from (("lora/" + path.name, path) for path in files)
+
+
+def from_settings(settings: dict[str, Any], model: str | None = None, lora: str | None = None,
+                  device: str | None = None) -> ModelChoice:
+    """The model of a record, or where it is now if that is said. UserError if it is not there."""
+    if not isinstance(settings.get("folder"), str):
+        raise UserError("the record does not say which model drew it; it was not made by this command; try --model")
+    return ModelChoice(model or settings["folder"], lora or settings.get("lora"), device or settings["device"],
+                       settings["dtype"] if device is None else "auto", settings.get("options"))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The whole file, or, of tens of gigabytes, its ends and blocks spread evenly in between."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= WHOLE:
+            while block := file.read(1 << 20):
+                yield block
+            return
+        for i in range(BLOCKS):
+            file.seek((size - BLOCK) * i // (BLOCKS - 1))
+            yield file.read(BLOCK)

@@ -1,0 +1,95 @@
+"""What a command prints in the end: a short table for people, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..report import html_page, tree_picture
+from ..search import Candidate, Header, Run
+from ..search.record import PICTURES
+from ..types import UserError
+
+TREE, PAGE = "tree.png", "index.html"
+
+
+def write_report(folder: Path, run: Run, header: Header, chosen: Candidate | None) -> tuple[Path, Path]:
+    """Write the tree's picture and page into `folder`. UserError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tree, page = folder / TREE, folder / PAGE
+        for path, write in ((tree, lambda p: tree_picture(run, chosen, header).save(p, "PNG")),
+                            (page, lambda p: p.write_text(html_page(run, header, chosen), encoding="utf-8"))):
+            # Whoever looks at the page while it is written again sees the old one or the new one.
+            scratch = path.with_name(f".{path.name}.tmp")
+            write(scratch)
+            os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"the tree cannot be written to {folder} ({error}); try another folder with --out") from error
+    return tree, page
+
+
+def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None, tree: Path,
+                page: Path) -> dict[str, Any]:
+    """A run as JSON: the answer, how it stopped, what it cost by actor, and every candidate in short."""
+    ledger = run.ledger
+    return {
+        "run": str(folder),
+        "prompt": run.prompt,
+        "accepted": chosen is not None and chosen.accepted,
+        "best": None if chosen is None else _candidate(folder, chosen),
+        "stopped": None if run.stopped is None else {"kind": run.stopped.kind, "reason": run.stopped.reason},
+        "pictures": ledger.total.pictures,
+        "denoiser_evaluations": ledger.total.denoiser_evaluations,
+        "judge_calls": ledger.total.judge_calls,
+        "tokens": ledger.total.tokens,
+        "seconds": round(ledger.seconds, 3),
+        "seconds_by_actor": {name: round(cost.seconds, 3) for name, cost in ledger.by_actor.items()},
+        "overhead_seconds": round(ledger.overhead_seconds, 4),
+        "overhead_share": round(ledger.overhead_share, 5),
+        "model": header.model,
+        "policy": header.policy,
+        "tree": str(tree),
+        "page": str(page),
+        "candidates": [_candidate(folder, c) for c in run.candidates],
+    }
+
+
+def _candidate(folder: Path, candidate: Candidate) -> dict[str, Any]:
+    verdict = candidate.verdict
+    return {
+        "id": candidate.id, "round": candidate.round, "branch": candidate.branch, "parent": candidate.parent,
+        "picture": str(picture_path(folder, candidate)), "seed": candidate.request.seed,
+        "prompt": candidate.request.prompt,
+        "reflection": "; ".join(p.feedback for p in candidate.request.context) or None,
+        "score": None if verdict is None else verdict.score, "accepted": candidate.accepted,
+        "reason": None if verdict is None else verdict.reason,
+    }
+
+
+def picture_path(folder: Path, candidate: Candidate) -> Path:
+    return folder / PICTURES / f"{candidate.id:05d}.png"
+
+
+def as_table(document: dict[str, Any]) -> str:
+    """The document's main points, a line each."""
+    best = document["best"]
+    rows = []
+    if best is not None:
+        rows += [("picture", best["picture"]),
+                 ("score", f"{best['score']:.2f}, {'accepted' if best['accepted'] else 'not accepted'}"),
+                 ("reason", best["reason"])]
+    stopped = document["stopped"]
+    rows.append(("stopped", stopped["reason"] if stopped else "not yet; "
+                 f"go on with: reflect resume {document['run']}"))
+    rows += [("drawn", f"{document['pictures']} pictures, {document['denoiser_evaluations']} denoiser evaluations, "
+                       f"{document['judge_calls']} judge calls"),
+             ("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
+             ("record", document["run"]), ("tree", document["tree"]), ("page", document["page"])]
+    return "\n".join(f"{name:8} {value}" for name, value in rows)
+
+
+def dumps(document: Any) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False)

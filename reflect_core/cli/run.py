@@ -1,0 +1,94 @@
+"""`reflect run` and `reflect resume`: drive the stepper, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import search
+from ..search import Stepper
+from ..search.run import Run
+from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
+from .judges import find_judge
+from .look import describe
+from .models import ModelChoice, from_settings
+from .output import as_document, as_table, dumps, write_report
+from .progress import Progress
+from .settings import (
+    OFFICIAL_OPTIONS,
+    check_folder,
+    choose_folder,
+    make_budget,
+    make_policy,
+    make_request,
+    named_values,
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`reflect run PROMPT`."""
+    judge = find_judge(args.judge)
+    judge.check_prompt(args.prompt)
+    budget = make_budget(args)
+    policy = make_policy(args.policy, budget.pictures, named_values(args.settings, "--set"))
+    options = named_values(args.options, "--option")
+    if args.policy == "official":
+        options = {**OFFICIAL_OPTIONS, **options}
+    folder = Path(args.out) if args.out is not None else choose_folder(args.prompt)
+    check_folder(folder)
+    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
+    # With the folder's own defaults, so that a wrong size or number of steps is told before loading.
+    request = make_request(args, choice.defaults)
+    Run(request, args.chunk)
+    if args.size is not None or choice.defaults.keys() >= {"width", "height"}:
+        judge.check(request)
+
+    with Progress(args.quiet) as progress:
+        progress.say(f"loading {choice.name}")
+        generator = choice.load()
+        request = make_request(args, generator.defaults)
+        judge.check(request)
+        actors = judge.actors()
+        stepper = search.start(
+            request, policy, generator, actors.verifier, actors.reflector, actors.refiner, budget=budget,
+            chunk=args.chunk, folder=folder, model=args.model, fingerprint=choice.fingerprint(),
+            settings={"judge": args.judge, "model": choice.settings()}, on_event=progress)
+        return _drive(stepper, folder, progress, args.json)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """`reflect resume RUN`."""
+    folder = Path(args.run)
+    header, run = search.load(folder)
+    if run.stopped is not None:
+        # It has come to its end: nothing to draw, so no model to wait for.
+        return _tell(describe(folder, folder), args.json)
+    choice = from_settings(header.settings.get("model", {}), args.model, args.lora, args.device)
+    actors = find_judge(header.settings.get("judge", "shapes")).actors()
+    with Progress(args.quiet) as progress:
+        progress.say(f"loading {choice.name}")
+        generator = choice.load()
+        stepper = search.resume(folder, generator, actors.verifier, actors.reflector, actors.refiner,
+                                fingerprint=choice.fingerprint(), on_event=progress)
+        return _drive(stepper, folder, progress, args.json)
+
+
+def _drive(stepper: Stepper, folder: Path, progress: Progress, as_json: bool) -> int:
+    """Run to the end, write the tree and print the result."""
+    progress.stepper = stepper
+    with stepper:
+        try:
+            run = stepper.run()
+        except KeyboardInterrupt:
+            progress.say(f"interrupted; nothing is lost, go on with: reflect resume {folder}")
+            return INTERRUPTED
+        chosen = stepper.best
+    progress.__exit__()
+    tree, page = write_report(folder, run, stepper.record.header, chosen)
+    return _tell(as_document(folder, run, stepper.record.header, chosen, tree, page), as_json)
+
+
+def _tell(document: dict[str, Any], as_json: bool) -> int:
+    print(dumps(document) if as_json else as_table(document))
+    return ACCEPTED if document["accepted"] else NOT_ACCEPTED

@@ -1,0 +1,91 @@
+"""From arguments to policy, budget, request and output folder: all that can be checked without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..search import POLICIES, Budget, Policy, ReflectionFlow, policy_from_json
+from ..types import Request, UserError
+from .parser import PICTURES
+
+OFFICIAL_OPTIONS = {"text_join": "search"}
+"""How the published search joins prompt and reflection; part of the preset 'official'."""
+
+
+def named_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """`NAME=VALUE` arguments; values are JSON where they read as JSON, else text."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"{flag} {pair!r}; expected NAME=VALUE, e.g. {flag} "
+                            f"{'text_join=search' if flag == '--option' else 'parents=last'}")
+        try:
+            values[name.strip()] = json.loads(text)
+        except ValueError:
+            values[name.strip()] = text
+    return values
+
+
+def make_budget(args: argparse.Namespace) -> Budget:
+    pictures = args.pictures
+    if pictures is None and args.policy != "official":
+        pictures = PICTURES
+    return Budget(pictures, args.evaluations, args.judge_calls, args.seconds)
+
+
+def make_policy(name: str, pictures: int | None, settings: dict[str, Any]) -> Policy:
+    """The policy for so many pictures (None: `official`, which has a number of its own)."""
+    if name == "official":
+        policy: Policy = ReflectionFlow.official()
+    else:
+        policy = POLICIES[name].for_budget(pictures)
+    return policy_from_json({**policy.to_json(), **settings}) if settings else policy
+
+
+def make_request(args: argparse.Namespace, defaults: dict[str, Any]) -> Request:
+    """What the arguments say, and the model's defaults for what they do not."""
+    values = {k: v for k, v in defaults.items() if k in ("width", "height", "steps", "guidance")}
+    values |= {k: v for k in ("steps", "guidance") if (v := getattr(args, k)) is not None}
+    if args.size is not None:
+        values["width"], values["height"] = _size(args.size)
+    return Request(args.prompt, args.seed, **values)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if not match:
+        raise UserError(f"the size is {text!r}; expected a number of pixels such as 64, or 64x64")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def choose_folder(prompt: str, runs: Path = Path("runs")) -> Path:
+    """A new folder below `runs`: the time and what is drawn."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-")
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{slug}".strip("-")
+    folder, number = runs / name, 1
+    while folder.exists():
+        number += 1
+        folder = runs / f"{name}-{number}"
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """UserError if a record cannot be started there. Leaves no trace."""
+    if (folder / "run.jsonl").exists():
+        raise UserError(f"{folder} already holds a record; try 'reflect resume {folder}', or another --out")
+    at = folder.absolute()
+    while not at.exists():
+        at = at.parent
+    if not at.is_dir():
+        raise UserError(f"the output folder {folder} cannot be made: {at} is a file; expected a folder; try another "
+                        "--out")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise UserError(f"the output folder {folder} cannot be written: no right to write to {at}; try another --out")
