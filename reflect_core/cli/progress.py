@@ -24,6 +24,7 @@ class Progress:
         self.stepper: Stepper | None = None
         self._bar: tqdm | None = None
         self._best = ""
+        self._whole = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -62,6 +63,15 @@ class Progress:
         """So many of so many, for what is no search."""
         if not self.quiet:
             self._show(done, total, f"{text} {done}/{total}")
+
+    def share(self, done: float, total: int, text: str) -> None:
+        """So much of so many; without a terminal a line for each whole one."""
+        if self.quiet:
+            return
+        self._show(done, total, f"{done:.1f} of {total}  {text}")
+        if int(done) > self._whole and not self.stream.isatty():
+            self._whole = int(done)
+            self.say(f"{self._whole} of {total} done: {text}")
 
     def _judged(self, event: Event) -> None:
         run = self.stepper.so_far if self.stepper else None

@@ -1,0 +1,1 @@
+"""Benchmarks: what each policy is worth at equal cost, and how fast everything is."""

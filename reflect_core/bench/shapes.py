@@ -1,0 +1,194 @@
+"""The shapes benchmark: every policy on the fixed evaluation prompts, with an exact judge and one that errs.
+
+Work goes in units of a few dozen prompts of one task. A unit runs all policies under both judges in
+lock-step (`lockstep.py`), measures fix rates (`fixes.py`) and is then one line of `units.jsonl`; an
+interruption costs the unit in progress. Success is always by the exact detector, whoever judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..refiners import ShapesRefiner
+from ..reflectors import ShapesReflector
+from ..search import Stepper, derive_seed, start
+from ..shapes.evaluation import EvaluationPrompt, evaluation_prompts
+from ..shapes.sample import TASKS
+from ..types import Generator, Request, UserError, Verifier
+from ..verifiers import FlippingVerifier, ShapesVerifier
+from .entrants import Entrant
+from .fixes import measure_fixes
+from .lockstep import SharedGenerator, SharedVerifier, drive
+
+EXACT, ERRING = "exact", "erring"
+UNSEEN = "unseen"
+"""The column of prompts that name a colour and shape which training never shows together."""
+UNIT = 30
+"""Prompts that are worked on together."""
+CHUNK = 1
+"""Every run draws one picture at a time, so that none pays for pictures beyond its first accepted one;
+the batches are made across runs."""
+UNITS = "units.jsonl"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a result depends on; the first line of `units.jsonl`."""
+
+    model: str
+    fingerprint: str
+    seed: int = 0
+    limit: int | None = None
+    tasks: tuple[str, ...] = (*TASKS, UNSEEN)
+    policies: tuple[str, ...] = ()
+    flip: float = 0.1
+    width: int = 64
+    height: int = 64
+    steps: int = 28
+    guidance: float = 3.5
+    batch: int = 32
+
+
+Progress = Callable[[float, int, str], None]
+"""Called with (units done, of how many, what is being done)."""
+
+
+def choose_prompts(limit: int | None = None, tasks: Sequence[str] | None = None) -> dict[str, list[EvaluationPrompt]]:
+    """The prompts by column: the tasks, then the unseen pairs. UserError for a task that there is not."""
+    columns = (*TASKS, UNSEEN)
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit is {limit}; expected 1 prompt of each task or more")
+    for task in tasks or ():
+        if task not in columns:
+            raise UserError(f"there is no task {task!r}; expected some of {', '.join(columns)}")
+    chosen = {}
+    for column in columns:
+        if tasks is None or column in tasks:
+            found = evaluation_prompts(None, True) if column == UNSEEN else evaluation_prompts(column, False)
+            chosen[column] = list(_spread(found, limit))
+    return chosen
+
+
+def _spread(prompts: Sequence[EvaluationPrompt], limit: int | None) -> Sequence[EvaluationPrompt]:
+    """`limit` prompts from all over the list: the unseen pairs lie there task by task."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    return [prompts[i * len(prompts) // limit] for i in range(limit)]
+
+
+def run_benchmark(settings: Settings, entrants: Sequence[Entrant], generator: Generator, folder: Path,
+                  on_progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Do what is not done yet, and return all units. UserError if `folder` holds another benchmark's work."""
+    units = _units(settings)
+    tell = on_progress or (lambda done, total, text: None)
+    with _Log(folder, settings) as log:
+        done = {unit["unit"]: unit for unit in log.units}
+        for number, (column, prompts) in enumerate(units):
+            if number not in done:
+                begun = len(done)
+                done[number] = {"unit": number, "column": column, **_work(
+                    settings, entrants, prompts, generator,
+                    lambda share, text: tell(begun + share, len(units), text), column)}  # noqa: B023
+                log.append(done[number])
+            tell(len(done), len(units), column)
+    return [done[number] for number in sorted(done)]
+
+
+def _units(settings: Settings) -> list[tuple[str, list[EvaluationPrompt]]]:
+    chosen = choose_prompts(settings.limit, settings.tasks)
+    return [(column, prompts[i:i + UNIT]) for column, prompts in chosen.items() for i in range(0, len(prompts), UNIT)]
+
+
+def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[EvaluationPrompt],
+          generator: Generator, tell: Callable[[float, str], None], column: str) -> dict[str, Any]:
+    """One unit: `runs`, a row for each prompt, policy and judge, and `fixes`."""
+    begun = time.perf_counter()
+    shared, exact = SharedGenerator(generator), SharedVerifier(ShapesVerifier())
+    judges: dict[str, Verifier] = {EXACT: exact}
+    if settings.flip > 0:
+        judges[ERRING] = SharedVerifier(FlippingVerifier(exact, settings.flip, settings.seed))
+    requests = [Request(p.prompt, derive_seed(settings.seed, f"bench {p.prompt}"), settings.width, settings.height,
+                        settings.steps, settings.guidance) for p in prompts]
+    reflector, refiner = ShapesReflector(), ShapesRefiner(settings.seed)
+    keys, steppers = [], []
+    for judge, verifier in judges.items():
+        for entrant in entrants:
+            for prompt, request in zip(prompts, requests):
+                keys.append((judge, entrant, prompt))
+                steppers.append(start(request, entrant.policy, shared, verifier, reflector, refiner, chunk=CHUNK))
+    drive(steppers, shared, lambda ended, of: tell(0.95 * ended / of, f"{column}: {ended} of {of} runs"))
+    rows = [{"prompt": prompt.prompt, "judge": judge, "policy": entrant.name, **_outcome(stepper, exact)}
+            for (judge, entrant, prompt), stepper in zip(keys, steppers)]
+    fixes = []
+    if generator.max_context:
+        tell(0.95, f"{column}: fix rate")
+        fixes = measure_fixes(prompts, requests, shared, exact)
+    return {"prompts": [asdict(p) for p in prompts], "runs": rows, "fixes": fixes,
+            "pictures_drawn": shared.pictures_drawn, "seconds": round(time.perf_counter() - begun, 2)}
+
+
+def _outcome(stepper: Stepper, exact: SharedVerifier) -> dict[str, Any]:
+    """Whether the answer is right, and what the run cost.
+
+    `curve` has a digit for each picture: whether the best of the pictures so far, by the run's own
+    judge, is right by the exact one.
+    """
+    run = stepper.so_far
+    right = [v.accepted for v in exact.judge(run.prompt, [run.picture(c.id) for c in run.candidates])]
+    curve = "".join(str(int(right[run.best(run.candidates[:k + 1]).id])) for k in range(len(right)))
+    total = run.ledger.total
+    return {"right": right[stepper.best.id], "pictures": total.pictures, "evaluations": total.denoiser_evaluations,
+            "judge_calls": total.judge_calls,
+            "seconds": round(sum(c.cost.seconds for c in run.candidates), 4), "curve": curve}
+
+
+class _Log:
+    """`units.jsonl`: the settings, then a unit a line, each on the disk before the next one begins."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.path = folder / UNITS
+        wanted = json.loads(json.dumps(asdict(settings)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = self.path.read_bytes() if self.path.exists() else b""
+            lines = _whole_lines(self.path, content)
+            if lines and lines[0] != wanted:
+                other = sorted(k for k in wanted if lines[0].get(k) != wanted[k])
+                raise UserError(f"{self.path} holds the work of another benchmark (other {', '.join(other)}); try "
+                                "another --out, or remove it")
+            self.units = lines[1:]
+            self._file = open(self.path, "ab")
+            # What a kill left of a line is cut off.
+            self._file.truncate(content.rfind(b"\n") + 1)
+            if not lines:
+                self.append(wanted)
+        except OSError as error:
+            raise UserError(f"the folder {folder} cannot be written ({error}); try another --out") from error
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _whole_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
+    def parsed() -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"line {number} of {path} is damaged ({error}); try to remove it and what follows "
+                                "it, and start again") from error
+    return list(parsed())

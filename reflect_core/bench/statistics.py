@@ -1,0 +1,159 @@
+"""From rows to numbers: success with intervals, costs, paired differences, fix rates.
+
+Intervals are 95 %: Wilson's for a share of prompts, and a bootstrap over prompts within each task for
+means of tasks and for paired differences. The bootstrap has a seed of its own, so that the same rows
+always give the same table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..shapes.repair import KINDS
+from ..shapes.sample import TASKS
+from .fixes import OWN, SYNTHETIC
+from .shapes import UNSEEN
+
+Z = 1.959964
+RESAMPLES, BOOTSTRAP_SEED = 4000, 1
+COSTS = ("pictures", "evaluations", "judge_calls", "seconds")
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    middle = share + Z * Z / (2 * count)
+    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    return max((middle - half) / (1 + Z * Z / count), 0.0), min((middle + half) / (1 + Z * Z / count), 1.0)
+
+
+def bootstrap(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Interval of the mean of the groups' means, prompts drawn anew within each group."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    means = np.zeros(RESAMPLES)
+    for group in groups:
+        values = np.asarray(group, dtype=float)
+        means += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means / len(groups), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the report says, as JSON: by judge and policy, the claims, and the fix rates."""
+    rows = [{**row, "column": unit["column"]} for unit in units for row in unit["runs"]]
+    judges = list(dict.fromkeys(row["judge"] for row in rows))
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    results = {judge: {policy: _row([r for r in rows if r["judge"] == judge and r["policy"] == policy])
+                       for policy in policies} for judge in judges}
+    fixes = [fix for unit in units for fix in unit["fixes"]]
+    return {
+        "prompts": {c: len({r["prompt"] for r in rows if r["column"] == c}) for c in columns_of(rows)},
+        "results": results,
+        "differences": {judge: _differences([r for r in rows if r["judge"] == judge]) for judge in judges},
+        "curves": {judge: {policy: _curves([r for r in rows if r["judge"] == judge and r["policy"] == policy])
+                           for policy in policies} for judge in judges},
+        "fixes": {"by task": _fix_table(fixes, lambda f: UNSEEN if f["unseen"] else f["task"], (*TASKS, UNSEEN)),
+                  "by kind": _fix_table(fixes, lambda f: f["kind"], KINDS)},
+        "pictures_drawn": sum(unit["pictures_drawn"] for unit in units),
+        "seconds": round(sum(unit["seconds"] for unit in units), 1),
+    }
+
+
+def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    there = {row["column"] for row in rows}
+    return [column for column in (*TASKS, UNSEEN) if column in there]
+
+
+def _row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One policy under one judge. The unseen pairs have a column but no part in the overall numbers."""
+    by_column = {c: [float(r["right"]) for r in rows if r["column"] == c] for c in columns_of(rows)}
+    tasks = [values for column, values in by_column.items() if column != UNSEEN]
+    counted = [r for r in rows if r["column"] != UNSEEN] or rows
+    every = [value for values in tasks for value in values]
+    row: dict[str, Any] = {"success": {c: _share(values) for c, values in by_column.items()}}
+    if tasks:
+        row["mean of tasks"] = {"mean": float(np.mean([np.mean(v) for v in tasks])), "interval": bootstrap(tasks)}
+        row["mean of prompts"] = _share(every)
+    row["cost"] = {cost: float(np.mean([r[cost] for r in counted])) for cost in COSTS}
+    return row
+
+
+def _share(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "interval": wilson(int(sum(values)), len(values)), "count": len(values)}
+
+
+COMPARED = ("ReflectionFlow 20",)
+AGAINST = ("best of 20", "best of 64", "noise + prompt 20")
+
+
+def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Paired differences on the same prompts: on compose, and over all tasks."""
+    right = {(r["policy"], r["column"], r["prompt"]): float(r["right"]) for r in rows}
+    found = []
+    for ours in COMPARED:
+        for theirs in AGAINST:
+            pairs = {(c, p): right[ours, c, p] - right[theirs, c, p] for o, c, p in right
+                     if o == ours and c != UNSEEN and (theirs, c, p) in right}
+            for where in ("compose", "overall"):
+                groups = [[d for (c, _), d in pairs.items() if c == column] for column in TASKS
+                          if where in ("overall", column)]
+                groups = [group for group in groups if group]
+                if groups:
+                    every = [d for group in groups for d in group]
+                    found.append({"policy": ours, "against": theirs, "on": where,
+                                  "difference": float(np.mean([np.mean(g) for g in groups])),
+                                  "interval": bootstrap(groups),
+                                  "won": sum(d > 0 for d in every), "lost": sum(d < 0 for d in every)})
+    return found
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Success after k pictures at most, and the evaluations spent by then: overall and on compose."""
+    curves = {}
+    for where in ("overall", "compose"):
+        columns = [c for c in columns_of(rows) if c != UNSEEN and where in ("overall", c)]
+        groups = [[r for r in rows if r["column"] == column] for column in columns]
+        if groups:
+            most = max(len(r["curve"]) for group in groups for r in group)
+            curves[where] = {
+                "success": [_mean_of_means(groups, lambda r, k=k: int(r["curve"][min(k, len(r["curve"]) - 1)]))
+                            for k in range(most)],
+                "evaluations": [_mean_of_means(groups, lambda r, k=k: r["evaluations"] * min(k + 1, r["pictures"])
+                                               / r["pictures"]) for k in range(most)],
+            }
+    return curves
+
+
+def _mean_of_means(groups: Sequence[Sequence[dict]], value: Callable[[dict], float]) -> float:
+    return float(np.mean([np.mean([value(row) for row in group]) for group in groups]))
+
+
+def _fix_table(fixes: Sequence[dict[str, Any]], key: Callable[[dict], str],
+               order: Sequence[str]) -> dict[str, dict[str, Any]]:
+    table = {}
+    for name in (*order, "all"):
+        mine = [f for f in fixes if name == "all" or key(f) == name]
+        cells = {source: _fix_cell([f for f in mine if f["source"] == source]) for source in (OWN, SYNTHETIC)}
+        if any(cell["count"] for cell in cells.values()):
+            table[name] = cells
+    return table
+
+
+def _fix_cell(fixes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    count, untouched = len(fixes), sum(f["untouched"] for f in fixes)
+    if not count:
+        return {"count": 0}
+    fixed, fresh = sum(f["fixed"] for f in fixes), sum(f["fresh"] for f in fixes)
+    return {
+        "count": count, "fix_rate": fixed / count, "fix_interval": wilson(fixed, count),
+        "fresh_rate": fresh / count, "fresh_interval": wilson(fresh, count),
+        "better": sum(f["after"] > f["before"] for f in fixes) / count,
+        "worse": sum(f["after"] < f["before"] for f in fixes) / count,
+        "untouched": untouched, "drift": 1 - sum(f["kept"] for f in fixes) / untouched if untouched else None,
+    }
