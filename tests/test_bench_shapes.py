@@ -1,0 +1,258 @@
+"""The benchmark: runs in lock-step are the ordinary runs, an interruption costs one unit, numbers add up."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from command import inside, write_tiny_model
+from fake_shapes import FakeShapesGenerator
+
+from reflect_core.bench import statistics
+from reflect_core.bench.entrants import ENTRANTS, choose_entrants
+from reflect_core.bench.fixes import OWN, SYNTHETIC, _kept
+from reflect_core.bench.lockstep import NotDrawn, SharedGenerator, SharedVerifier, drive
+from reflect_core.bench.plot import write_plot
+from reflect_core.bench.shapes import UNITS, UNSEEN, Settings, choose_prompts, run_benchmark
+from reflect_core.bench.table import markdown, report
+from reflect_core.cli.models import ModelChoice
+from reflect_core.refiners import ShapesRefiner
+from reflect_core.reflectors import ShapesReflector
+from reflect_core.search import start
+from reflect_core.shapes.sample import TASKS
+from reflect_core.shapes.scene import Obj
+from reflect_core.types import Request, UserError
+from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
+
+NAMES = ("one picture", "best of 4", "best of 20", "ReflectionFlow 4", "ReflectionFlow 20")
+SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), policies=NAMES, steps=4)
+ROWS = choose_entrants(list(NAMES))
+
+
+def test_runs_in_lock_step_are_the_runs_alone():
+    """Every policy under both judges: same pictures, verdicts, words and costs as by itself."""
+    prompts = ("two red circles left of a blue star", "three squares", "a black star and two cyan triangles")
+    inner = FakeShapesGenerator(flawed=0.9, mends=0.4)
+    shared = SharedGenerator(inner)
+    exact = SharedVerifier(ShapesVerifier())
+
+    def steppers(generator, exact):
+        for verifier in (exact, FlippingVerifier(exact, 0.1)):
+            for entrant in ENTRANTS:
+                for seed, prompt in enumerate(prompts):
+                    yield start(Request(prompt, seed, steps=4), entrant.policy, generator, verifier, ShapesReflector(),
+                                ShapesRefiner(), chunk=2)
+    together = list(steppers(shared, exact))
+    drive(together, shared)
+    alone_generator = FakeShapesGenerator(flawed=0.9, mends=0.4)
+    for ours, alone in zip(together, steppers(alone_generator, ShapesVerifier())):
+        alone.run()
+        assert ours.so_far.candidates == alone.so_far.candidates
+        assert ours.so_far.stopped.kind == alone.so_far.stopped.kind
+        for name in ("pictures", "denoiser_evaluations", "judge_calls"):
+            assert getattr(ours.so_far.ledger.total, name) == getattr(alone.so_far.ledger.total, name)
+    # What is shared was drawn once.
+    assert sum(inner.batches) == shared.pictures_drawn < sum(alone_generator.batches) / 2
+    assert max(inner.batches) > 20
+
+
+def test_a_shared_generator_draws_nothing_by_itself():
+    inner = FakeShapesGenerator()
+    shared = SharedGenerator(inner)
+    request = Request("a circle", 1)
+    with pytest.raises(NotDrawn) as waiting:
+        shared.draw([request, replace(request, seed=2)])
+    assert [r.seed for r in waiting.value.requests] == [1, 2] and inner.batches == []
+    shared.draw_now([request, replace(request, seed=2), request])
+    assert inner.batches == [2]
+    assert shared.draw([request])[0].picture.tobytes() == inner.draw([request])[0].picture.tobytes()
+
+
+def test_an_error_of_the_generator_comes_through():
+    class Broken(FakeShapesGenerator):
+        def draw(self, requests, callback=None):
+            raise RuntimeError("out of memory")
+    shared = SharedGenerator(Broken())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        drive([start(Request("a circle", 1), ROWS[0].policy, shared, ShapesVerifier())], shared)
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory):
+    return run_benchmark(SETTINGS, ROWS, FakeShapesGenerator(flawed=0.9, mends=0.5), tmp_path_factory.mktemp("whole"))
+
+
+def timeless(units):
+    dropped = {"seconds"}
+    return [{k: v for k, v in unit.items() if k not in dropped} for unit in units]
+
+
+def test_what_a_unit_holds(units):
+    assert [u["column"] for u in units] == ["counting", "compose", UNSEEN]
+    for unit in units:
+        assert len(unit["runs"]) == 2 * len(NAMES) * 2
+        for row in unit["runs"]:
+            assert len(row["curve"]) == row["pictures"] == row["judge_calls"]
+            assert row["evaluations"] == 4 * row["pictures"]
+            assert row["curve"][-1] == str(int(row["right"]))
+            if row["judge"] == "exact":
+                # It stops at its first right picture, or draws all it may.
+                most = next(e.policy.most_pictures for e in ENTRANTS if e.name == row["policy"])
+                assert row["curve"] in ("0" * (row["pictures"] - 1) + "1", "0" * most)
+        assert {f["source"] for f in unit["fixes"]} >= {SYNTHETIC}
+        assert all(0 <= f["kept"] <= f["untouched"] for f in unit["fixes"])
+
+
+def test_all_policies_begin_with_the_same_picture(units):
+    for unit in units:
+        for judge in ("exact", "erring"):
+            firsts = {}
+            for row in unit["runs"]:
+                if row["judge"] == judge:
+                    firsts.setdefault(row["prompt"], set()).add(row["curve"][0])
+            assert all(len(first) == 1 for first in firsts.values())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interruption_costs_the_unit_in_progress(units, tmp_path):
+    generator = FakeShapesGenerator(flawed=0.9, mends=0.5)
+
+    def kill(done, total, text):
+        if done > 1.2:
+            raise Killed
+    with pytest.raises(Killed):
+        run_benchmark(SETTINGS, ROWS, generator, tmp_path, kill)
+    lines = (tmp_path / UNITS).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2
+    # A kill in the middle of a write leaves half a line.
+    (tmp_path / UNITS).write_bytes(b"".join(lines) + b'{"unit": 1, "col')
+    seen = []
+    again = run_benchmark(SETTINGS, ROWS, generator, tmp_path, lambda done, total, text: seen.append((done, total)))
+    assert timeless(again) == timeless(units)
+    assert min(done for done, _ in seen) >= 1 and seen[-1] == (3, 3)
+    size = (tmp_path / UNITS).stat().st_size
+    batches = len(generator.batches)
+    assert timeless(run_benchmark(SETTINGS, ROWS, generator, tmp_path)) == timeless(units)
+    assert len(generator.batches) == batches and (tmp_path / UNITS).stat().st_size == size
+
+
+def test_other_settings_do_not_mix(tmp_path):
+    run_benchmark(replace(SETTINGS, limit=1, tasks=("colors",)), ROWS, FakeShapesGenerator(), tmp_path)
+    before = (tmp_path / UNITS).read_bytes()
+    with pytest.raises(UserError, match="other limit, tasks"):
+        run_benchmark(SETTINGS, ROWS, FakeShapesGenerator(), tmp_path)
+    assert (tmp_path / UNITS).read_bytes() == before
+    (tmp_path / UNITS).write_bytes(before.replace(b'{"unit"', b'["unit"'))
+    with pytest.raises(UserError, match="line 2 of"):
+        run_benchmark(replace(SETTINGS, limit=1, tasks=("colors",)), ROWS, FakeShapesGenerator(), tmp_path)
+
+
+def test_prompts_are_all_there_and_limited_evenly():
+    every = choose_prompts()
+    assert list(every) == [*TASKS, UNSEEN] and all(len(prompts) >= 60 for prompts in every.values())
+    assert all(p.unseen == (column == UNSEEN) for column, prompts in every.items() for p in prompts)
+    few = choose_prompts(6, ["compose", UNSEEN])
+    assert [len(p) for p in few.values()] == [6, 6]
+    assert {p.task for p in few[UNSEEN]} == {"colors", "color_attr", "compose"}
+
+
+# Numbers.
+
+def test_intervals():
+    # Wilson's interval for 8 of 10 (Wikipedia's formula by hand): 0.490 to 0.943.
+    assert np.allclose(statistics.wilson(8, 10), (0.4902, 0.9433), atol=2e-4)
+    assert statistics.wilson(0, 20)[0] == 0 and statistics.wilson(20, 20)[1] == 1
+    rng = np.random.default_rng(0)
+    groups = [rng.integers(0, 2, 60) for _ in range(7)]
+    low, high = statistics.bootstrap(groups)
+    mean = np.mean([g.mean() for g in groups])
+    spread = 1.96 * np.sqrt(sum(g.var() / 60 for g in groups)) / 7
+    assert abs((high - low) / 2 - spread) < 0.1 * spread and abs((low + high) / 2 - mean) < 0.1 * spread
+    assert statistics.bootstrap(groups) == (low, high)
+
+
+def test_the_summary_adds_up(units):
+    summary = statistics.summarise(units)
+    rows = [{**r, "column": u["column"]} for u in units for r in u["runs"]]
+    for judge in ("exact", "erring"):
+        for name in NAMES:
+            mine = [r for r in rows if (r["judge"], r["policy"]) == (judge, name)]
+            seen = [r for r in mine if r["column"] != UNSEEN]
+            row = summary["results"][judge][name]
+            assert row["mean of prompts"]["mean"] == np.mean([r["right"] for r in seen])
+            assert row["success"][UNSEEN]["mean"] == np.mean([r["right"] for r in mine if r["column"] == UNSEEN])
+            assert row["cost"]["pictures"] == np.mean([r["pictures"] for r in seen])
+            curve = summary["curves"][judge][name]["overall"]
+            assert curve["success"][-1] == pytest.approx(row["mean of tasks"]["mean"])
+            assert curve["evaluations"][-1] == pytest.approx(row["cost"]["evaluations"])
+    results = summary["results"]["exact"]
+    for d in summary["differences"]["exact"]:
+        if d["on"] == "overall":
+            ours, theirs = (results[d[k]]["mean of tasks"]["mean"] for k in ("policy", "against"))
+            assert d["difference"] == pytest.approx(ours - theirs)
+            assert d["interval"][0] <= d["difference"] <= d["interval"][1]
+    cells = summary["fixes"]["by task"]["all"]
+    fixes = [f for u in units for f in u["fixes"]]
+    assert cells[OWN]["count"] + cells[SYNTHETIC]["count"] == len(fixes)
+    assert sum(c[OWN]["count"] for k, c in summary["fixes"]["by kind"].items() if k != "all") == cells[OWN]["count"]
+    json.dumps(summary)
+
+
+def test_drift_counts_objects_that_stayed():
+    circle, star = Obj("circle", "red", 20, 20, 7), Obj("star", "blue", 45, 45, 7)
+    assert _kept([circle, star], [star, replace(circle, x=22.5, y=21)]) == 2
+    assert _kept([circle], [replace(circle, x=24)]) == 0
+    assert _kept([circle], [replace(circle, colour="blue")]) == 0
+    # One object is not two.
+    assert _kept([circle, replace(circle, x=21)], [circle]) == 1
+
+
+def test_the_report_and_the_plot(units, tmp_path):
+    summary = statistics.summarise(units)
+    text = report(summary, 0.1)
+    for name in NAMES:
+        assert text.count(f"| {name} ") == 2
+    assert "compose: ReflectionFlow 20 minus best of 20 = " in text and "| counting" in text
+    from PIL import Image
+    assert Image.open(write_plot(summary, tmp_path / "plots" / "plot.png", 0.1)).width > 1000
+
+
+def test_markdown_is_aligned():
+    lines = markdown(["name", "n"], [["a", "1"], ["longer", "20"]]).splitlines()
+    assert lines == ["| name   |  n |", "|--------|---:|", "| a      |  1 |", "| longer | 20 |"]
+
+
+# The command.
+
+def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    generators = []
+
+    def load(self, **options):
+        assert options == {"max_batch": 16}
+        generators.append(FakeShapesGenerator(flawed=0.9))
+        return generators[-1]
+    monkeypatch.setattr(ModelChoice, "load", load)
+    model = write_tiny_model(tmp_path / "model")
+    arguments = ("bench", "shapes", "--model", model, "--limit", 1, "--tasks", "colors", UNSEEN, "--batch", 16,
+                 "--policies", "one picture", "best of 8", "--out", tmp_path / "out", "--json", tmp_path / "all.json")
+    result = inside(capsys, *arguments)
+    assert result.code == 0 and "2 of 2 done" in result.err
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert document["settings"]["limit"] == 1 and document["results"]["exact"].keys() == {"one picture", "best of 8"}
+    assert (tmp_path / "out" / "shapes.png").exists()
+    again = inside(capsys, *arguments)
+    assert again.out == result.out and generators[1].batches == []
+
+
+def test_interrupted_the_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    class Impatient(FakeShapesGenerator):
+        def draw(self, requests, callback=None):
+            raise KeyboardInterrupt
+    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: Impatient())
+    model = write_tiny_model(tmp_path / "model")
+    result = inside(capsys, "bench", "shapes", "--model", model, "--limit", 1, "--tasks", "colors", "--out",
+                    tmp_path / "out")
+    assert result.code == 130 and "the same command goes on" in result.err

@@ -1,0 +1,34 @@
+"""`reflect bench speed`: it watches a real run and says what came out. How fast is not tested."""
+
+import json
+
+import pytest
+from command import inside, write_tiny_model
+
+from reflect_core.bench import speed
+from reflect_core.types import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_it_measures_a_run_from_the_outside(model, capsys):
+    result = inside(capsys, "bench", "speed", "--model", model, "--pictures", 3, "--prompt", "a circle", "--repeats", 1,
+                    "--json")
+    document = json.loads(result.out)
+    run = document["run"]
+    assert result.code == 0 and run["pictures"] == 3
+    assert 0 < run["first_seconds"] <= run["last_seconds"] < run["whole_seconds"]
+    assert run["peak_mib"] is None or 100 < run["peak_mib"] < 5000
+    assert 0 < run["overhead_share"] < 1 and run["seconds_by_actor"]["generator"] > 0
+    assert document["steps"]["large"]["total_tokens"] == 1408 and document["steps"]["small"]["total_tokens"] == 144
+    assert "picture 3/3" in result.err
+    text = speed.report(run, document["steps"], document["machine"])
+    assert "first picture" in text and "corrector step / plain, 144 tokens" in text and "goal 15: " in text
+
+
+def test_a_run_that_fails_is_an_error():
+    with pytest.raises(UserError, match="exit code 2.*'dogs'"):
+        speed.time_run("two dogs", 3)
