@@ -14,7 +14,7 @@ from reflect_core.reflectors import ShapesReflector
 from reflect_core.report import html_page, tree_picture
 from reflect_core.report.layout import MOST_LINES, TEXT_WIDTH, font, lay_out, wrap
 from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, start
-from reflect_core.types import Request
+from reflect_core.types import Cost, Drawn, Request
 from reflect_core.verifiers import ShapesVerifier
 
 PROMPT = "two red circles left of a blue star and a yellow square"
@@ -165,3 +165,27 @@ def test_wrapping():
         assert len(lines) <= MOST_LINES and all(measure(line) <= TEXT_WIDTH for line in lines)
     assert wrap("add a red circle") == ("add a red circle",)
     assert wrap("word " * 60)[-1].endswith("...")
+
+
+class Blank:
+    """Draws the same picture whatever it is told, and does not look at the words."""
+
+    max_context = 1
+
+    def draw(self, requests, callback=None):
+        return [Drawn(Image.new("RGB", (r.width, r.height)), Cost(1, r.steps)) for r in requests]
+
+
+def test_texts_that_are_no_proper_text():
+    """Half a surrogate pair is what a language model that ran into its token limit can hand over."""
+    class Strange(FakeReflector):
+        def reflect(self, prompt, pictures, verdicts):
+            return ["half \ud83d pair\n红色 \x00 \x1b[31m\ttab " + "long" * 80] * len(pictures)
+
+    request = Request("红色的圆 \ud83d and \x07", seed=1, width=SIZE, height=SIZE, steps=1)
+    stepper = start(request, ReflectionFlow(2, 1, 2, early_stop=False), Blank(), FakeVerifier(2), Strange())
+    run = stepper.run()
+    tree_picture(run)
+    page = html_page(run)
+    page.encode("utf-8")
+    assert "half" in page and not set("\x00\x07\x1b") & set(page)

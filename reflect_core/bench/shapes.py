@@ -53,6 +53,8 @@ class Settings:
     steps: int = 28
     guidance: float = 3.5
     batch: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 Progress = Callable[[float, int, str], None]

@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say; returns the exit code."""
     from .parser import make_parser
 
+    for stream in (sys.stdout, sys.stderr):
+        # A prompt may hold letters that the terminal's encoding lacks; that must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     # Of `bench shapes --json FILE` the document goes into the file.
     as_json = "--json" in words and words[:2] != ["bench", "shapes"]

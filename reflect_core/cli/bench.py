@@ -35,7 +35,7 @@ def shapes(args: argparse.Namespace) -> int:
         settings = Settings(
             args.model, choice.fingerprint(), args.seed, args.limit, tuple(columns),
             tuple(e.name for e in entrants), args.flip, drawing["width"], drawing["height"], drawing["steps"],
-            drawing["guidance"], args.batch)
+            drawing["guidance"], args.batch, choice.device, choice.dtype)
         try:
             units = run_benchmark(settings, entrants, generator, Path(args.out), progress.share)
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import html_page, tree_picture
+from ..report.words import readable
 from ..search import Candidate, Header, Run
 from ..search.record import PICTURES
 from ..types import UserError
@@ -88,8 +89,8 @@ def as_table(document: dict[str, Any]) -> str:
                        f"{document['judge_calls']} judge calls"),
              ("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
              ("record", document["run"]), ("tree", document["tree"]), ("page", document["page"])]
-    return "\n".join(f"{name:8} {value}" for name, value in rows)
+    return "\n".join(f"{name:8} {readable(value)}" for name, value in rows)
 
 
 def dumps(document: Any) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False)
+    return json.dumps(document, indent=1)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ..report.words import readable
 from ..search import Event, Run, Stepper
 
 BAR = "{desc} |{bar:24}| {elapsed}"
@@ -37,6 +38,7 @@ class Progress:
         """A line of its own, e.g. what is being loaded."""
         if self.quiet:
             return
+        text = readable(text)
         if self._bar is not None:
             self._bar.write(text, file=self.stream)
         else:
@@ -93,7 +95,7 @@ class Progress:
             self._bar = tqdm(total=total, file=self.stream, bar_format=BAR, dynamic_ncols=True, leave=False,
                              mininterval=0)
         self._bar.n = min(done, total)
-        self._bar.set_description_str(f"{text[:60]}{self._best}")
+        self._bar.set_description_str(f"{readable(text)[:60]}{self._best}")
 
 
 def _reflection(run: Run | None, candidate: int | None) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from PIL import ImageFont
 
 from ..search.run import Candidate, Run
+from .words import readable
 
 THUMB = 128
 """Longer side of a thumbnail."""
@@ -179,7 +180,7 @@ def wrap(text: str, most: int = MOST_LINES, width: float = TEXT_WIDTH, size: flo
     """Lines of at most `width` pixels, cut with an ellipsis after `most` of them."""
     measure = font(size).getlength
     lines: list[str] = []
-    rest = text.split()
+    rest = readable(text).split()
     while rest:
         line = rest.pop(0)
         while measure(line) > width and len(line) > 1:

@@ -7,14 +7,14 @@ only the tree scrolls sideways, in a box of its own.
 
 from __future__ import annotations
 
-from html import escape
+import html
 
 from ..search.record import Header
 from ..search.run import Candidate, Run
 from ..types import Check
 from .layout import lay_out
 from .svg import data_url, tree_svg
-from .words import outcome, setting, spent
+from .words import outcome, readable, setting, spent
 
 LARGE = 512
 """Pictures in the cards are at most this large; the record keeps them whole."""
@@ -78,6 +78,10 @@ def html_page(run: Run, header: Header | None = None, chosen: Candidate | None =
     return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(run.prompt)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
+
+
+def escape(text: str) -> str:
+    return html.escape(readable(text))
 
 
 def _head(run: Run, header: Header | None, chosen: Candidate | None) -> str:
