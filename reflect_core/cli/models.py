@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..presets.load import find_model, load_generator, read_settings
+from ..presets.load import find_model, load_generator, preset_names, read_settings
 from ..types import Generator, UserError
 
 WHOLE = 64 << 20
@@ -50,7 +50,9 @@ class ModelChoice:
     def settings(self) -> dict[str, Any]:
         """What a record must know to load the same model again; call it after `load`."""
         lora = None if self.lora is None else str(self.lora.absolute())
-        return {"folder": str(self.folder.absolute()), "lora": lora, "device": self.device, "dtype": self.dtype,
+        # A bundled model keeps its name: another installation has it in another place.
+        folder = self.name if self.name in preset_names() else str(self.folder.absolute())
+        return {"folder": folder, "lora": lora, "device": self.device, "dtype": self.dtype,
                 "options": self.options}
 
     def fingerprint(self) -> str:
