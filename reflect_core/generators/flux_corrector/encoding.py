@@ -19,8 +19,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from .latents import pack
 from ...types import Picture
+from .latents import pack
 
 
 class Kept:

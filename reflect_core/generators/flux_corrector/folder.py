@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .lora import LORA_FILE, ConditionLora
 from ...presets.load import check_model_folder
 from ...types import UserError
+from .lora import LORA_FILE, ConditionLora
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 

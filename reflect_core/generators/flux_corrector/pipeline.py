@@ -21,14 +21,14 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
+from ...presets.load import read_settings
+from ...types import Cost, Drawn, Picture, Request, StepCallback, UserError
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
 from .options import CorrectorOptions
 from .transformer import Condition, Prepared, denoise, prepare
-from ...presets.load import read_settings
-from ...types import Cost, Drawn, Picture, Request, StepCallback, UserError
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 """What the published search asks for; a folder's reflect.json may say otherwise."""
