@@ -52,9 +52,10 @@ class Optimizers:
         self.named = {n: p for n, p in task.named_parameters() if p.requires_grad}
         muon = task.matrices() if config.optimizer == "muon" else set()
         rest = [p for n, p in self.named.items() if n not in muon]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
-        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest:  # a LoRA is all matrices
+            self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=tuple(config.betas),
+                                                weight_decay=config.weight_decay))
         if muon:
             self.parts.append(torch.optim.Muon(
                 [self.named[n] for n in self.named if n in muon], lr=config.lr,

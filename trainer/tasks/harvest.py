@@ -7,6 +7,7 @@ written are not drawn again, so an interrupted harvest goes on where it ended.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -28,24 +29,49 @@ def harvest(config: TrainConfig, provenance: dict, report=lambda line: None) -> 
     """Run `config.steps` batches of `config.batch` pictures; returns the folder with the triplets."""
     m, out = config.model, Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    progress = out / "progress.jsonl"
-    done = len(progress.read_text().splitlines()) if progress.exists() else 0
+    done = resume(out)
     generator = FluxCorrector.from_folder(m["base"], condition_size=64, max_sequence_length=m["text_length"],
                                           max_batch=config.batch)
     counts: Counter[str] = Counter()
-    with (out / "triplets.jsonl").open("a") as lines, progress.open("a") as log:
-        for batch in range(done, config.steps):
+    for entry in done:
+        counts.update({k: v for k, v in entry.items() if k not in ("batch", "bytes")})
+    with (out / "triplets.jsonl").open("ab") as lines, (out / "progress.jsonl").open("a") as log:
+        for batch in range(len(done), config.steps):
             entries, seen = _batch(config, generator, batch, out)
             counts.update(seen)
             for entry in entries:
-                lines.write(json.dumps(entry) + "\n")
+                lines.write(json.dumps(entry).encode() + b"\n")
             lines.flush()
-            log.write(json.dumps({"batch": batch, **seen}) + "\n")
+            log.write(json.dumps({"batch": batch, "bytes": lines.tell(), **seen}) + "\n")
             log.flush()
             if (batch + 1) % config.log_every == 0:
                 report(f"batch {batch + 1}/{config.steps}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
     (out / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     return out
+
+
+def resume(out: Path) -> list[dict[str, int]]:
+    """The batches that are done, one entry each; what a killed process wrote of the next one is cut off.
+
+    A batch counts once its line is in `progress.jsonl`, which says how long `triplets.jsonl` is with it.
+    """
+    triplets, progress = out / "triplets.jsonl", out / "progress.jsonl"
+    size = triplets.stat().st_size if triplets.exists() else 0
+    done = []
+    for line in progress.read_bytes().splitlines(keepends=True) if progress.exists() else []:
+        if not line.endswith(b"\n"):
+            break  # torn
+        entry = json.loads(line)
+        if entry["batch"] != len(done) or entry["bytes"] > size:
+            break
+        done.append(entry)
+    if progress.exists():
+        partial = progress.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in done))
+        partial.replace(progress)
+    if triplets.exists():
+        os.truncate(triplets, done[-1]["bytes"] if done else 0)
+    return done
 
 
 def _batch(config: TrainConfig, generator: FluxCorrector, batch: int, out: Path) -> tuple[list[dict], dict[str, int]]:
