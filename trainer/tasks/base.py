@@ -9,6 +9,7 @@ there the target at guidance g is v + (g - 1)(conditional - unconditional), from
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from reflect_core.generators.flux_corrector.folder import write_folder
 from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
 from reflect_core.shapes.detector import detect
@@ -188,7 +190,9 @@ class BaseTask:
     def export(self, folder: Path, provenance: dict) -> None:
         for part in self.trained.values():
             part.to(torch.bfloat16)
-        self.pipeline().save_pretrained(folder)
+        write_folder(folder, **{k: part for k, part in self.parts.items() if not k.startswith("tokenizer")})
+        for name in ("tokenizer", "tokenizer_2"):
+            shutil.copytree(Path(self.config.out) / name, folder / name, dirs_exist_ok=True)
         for part in self.trained.values():
             part.to(torch.float32)
         vae = Path(self.config.model["vae"]) / "provenance.json"
