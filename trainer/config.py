@@ -1,8 +1,12 @@
-"""A training run's settings: one YAML file, overridden on the command line with `--set a.b=c`."""
+"""A training run's settings: one YAML file, overridden on the command line with `--set a.b=c`.
+
+The dataclasses are the documentation of the keys: their types and defaults are what a config is
+checked against, before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +14,26 @@ import yaml
 
 from reflect_core.types import UserError
 
-TASKS = ("vae", "base", "harvest", "corrector", "bundle")
+from .schema import parse
+from .settings import SECTIONS
+
+CONFIGS = "Configs lie in trainer/configs/"
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
-    """What every task shares; `model` and `data` are read by the task itself."""
+    """What every task shares. `model` and `data` are the task's own, see `settings.py`."""
 
     name: str
     task: str
+    """vae, base, harvest, corrector or bundle."""
     out: str
-    """Folder of the run: checkpoints, log, sample grids and, at the end, the exported weights."""
+    """Folder of the run: checkpoints, log, sample grids and, at the end, `result/`."""
     seed: int = 0
     steps: int = 1000
     batch: int = 64
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step."""
     lr: float = 1e-3
     """Peak learning rate, of AdamW; Muon's updates are scaled to the same size."""
     warmup: int = 100
@@ -41,6 +51,7 @@ class TrainConfig:
     """bf16 (autocast; weights, optimiser and averages stay fp32) or fp32."""
     compile: bool = False
     device: str = "cpu"
+    """As torch names it: cpu, cuda, cuda:1, mps."""
     save_every: int = 500
     sample_every: int = 1000
     log_every: int = 20
@@ -52,29 +63,44 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def sections(self) -> tuple[Any, Any]:
+        """`model` and `data` as the task's own dataclasses, defaults filled in."""
+        model, data = SECTIONS[self.task]
+        return parse(model, self.model, "model."), parse(data, self.data, "data.")
+
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     """Read and check a config. Raises `UserError` that names the key and what was expected."""
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}. Configs lie in trainer/configs/") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        raise UserError(f"cannot read the config {path}: {error.strerror}. {CONFIGS}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds {type(raw).__name__}; expected `key: value` lines")
+        raise UserError(f"{path} holds {type(raw).__name__}; expected `key: value` lines. {CONFIGS}")
     for item in overrides:
         _override(raw, item)
-    known = {f.name for f in fields(TrainConfig)}
-    unknown = sorted(set(raw) - known)
-    if unknown:
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    for key in ("name", "task", "out"):
-        if key not in raw:
-            raise UserError(f"{path}: the key {key!r} is missing")
-    config = TrainConfig(**raw)
-    _check(config, path)
+    try:
+        config = parse(TrainConfig, raw)
+        _check(config)
+        config.sections()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return config
+
+
+def same_settings(was: dict[str, Any], now: dict[str, Any], free: set[str], where: str) -> None:
+    """Raises `UserError` that names the first setting that is not as it was when `where` was written.
+
+    `free` ones may change. One that did not exist yet had what is now its default.
+    """
+    for f in fields(TrainConfig):
+        default = None if f.default is MISSING else f.default
+        before = was.get(f.name, default)
+        if f.name not in free and before != now[f.name]:
+            raise UserError(f"{where} was written with {f.name} = {before!r}, the config says {now[f.name]!r}. "
+                            "Restore the setting, or choose another `out` to start anew")
 
 
 def _override(raw: dict, item: str) -> None:
@@ -86,24 +112,34 @@ def _override(raw: dict, item: str) -> None:
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
             raise UserError(f"--set {item!r}: {part!r} is a plain value and has nothing below it")
-    raw[last] = yaml.safe_load(value)
+    try:
+        raw[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {item!r}: the value is not valid YAML: {_one_line(error)}") from error
 
 
-def _check(config: TrainConfig, path: str | Path) -> None:
-    if config.task not in TASKS:
-        raise UserError(f"{path}: task is {config.task!r}; expected one of {', '.join(TASKS)}")
-    for f in fields(TrainConfig):
-        value, default = getattr(config, f.name), f.default
-        if isinstance(default, bool) or not isinstance(default, (int, float, str)):
-            continue
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(default, float) else ""
-            raise UserError(f"{path}: {f.name} is {value!r}; expected a {type(default).__name__}{hint}")
-    for key in ("steps", "batch", "save_every", "sample_every", "log_every", "keep"):
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check(config: TrainConfig) -> None:
+    """Values that the types do not say."""
+    if config.task not in SECTIONS:
+        raise UserError(f"task is {config.task!r}; expected one of {', '.join(SECTIONS)}")
+    for key in ("steps", "batch", "accumulate", "save_every", "sample_every", "log_every", "keep"):
         if getattr(config, key) < 1:
-            raise UserError(f"{path}: {key} is {getattr(config, key)}; expected at least 1")
+            raise UserError(f"{key} is {getattr(config, key)}; expected at least 1")
+    for key in ("seed", "warmup", "lr", "weight_decay", "clip"):
+        if getattr(config, key) < 0:
+            raise UserError(f"{key} is {getattr(config, key)}; expected at least 0")
+    for key, most in (("cooldown", 1.0), ("ema", 0.99999)):
+        if not 0 <= getattr(config, key) <= most:
+            raise UserError(f"{key} is {getattr(config, key)}; expected between 0 and {most}")
+    if len(config.betas) != 2 or not all(0 <= b < 1 for b in config.betas):
+        raise UserError(f"betas is {config.betas}; expected two numbers from 0 to below 1")
     if config.optimizer not in ("adamw", "muon"):
-        raise UserError(f"{path}: optimizer is {config.optimizer!r}; expected adamw or muon")
+        raise UserError(f"optimizer is {config.optimizer!r}; expected adamw or muon")
     if config.precision not in ("bf16", "fp32"):
-        raise UserError(f"{path}: precision is {config.precision!r}; expected bf16 or fp32")
+        raise UserError(f"precision is {config.precision!r}; expected bf16 or fp32")
+    if not config.out.strip():
+        raise UserError("out is empty; expected a folder, for example runs/mine")

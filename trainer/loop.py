@@ -8,34 +8,48 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Iterator, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from reflect_core.types import UserError
+
+from .checkpoint import Origin, checkpoints, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .interrupt import held
+from .optimizers import Averages, Optimizers
+
+Report = Callable[[str], None]
 
 
 class Task(Protocol):
     """What is trained: its parameters by name, its batches, its loss, its samples, its result."""
 
+    data: dict[str, Any]
+    """What it is trained on, as JSON: kept in checkpoints and in the result's provenance."""
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def matrices(self) -> set[str]:
         """Names of the parameters that Muon may orthogonalise."""
         ...
-    def loss(self, step: int, generator: torch.Generator) -> Tensor: ...
-    def sample(self, folder: Path, step: int) -> dict[str, float]:
-        """Write a sample grid; returns figures for the log."""
+    def loss(self, step: int, generator: torch.Generator) -> Tensor:
+        """The mean loss (a scalar) of one batch, all of whose randomness is the generator's."""
+        ...
+    def sample(self, file: Path, step: int) -> dict[str, float]:
+        """Write a sample grid to the file; returns figures for the log."""
         ...
     def export(self, folder: Path, provenance: dict) -> None: ...
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The one source of randomness of a step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """The one source of randomness of a step, or of one of its accumulated parts."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step + (part << 40)) % (1 << 63))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -45,138 +59,171 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return up * min(1.0, (config.steps - step) / tail)
 
 
-class Optimizers:
-    """One or two torch optimisers behind one face, whose state is plain tensors by name."""
-
-    def __init__(self, config: TrainConfig, task: Task) -> None:
-        self.named = {n: p for n, p in task.named_parameters() if p.requires_grad}
-        muon = task.matrices() if config.optimizer == "muon" else set()
-        rest = [p for n, p in self.named.items() if n not in muon]
-        self.parts: list[torch.optim.Optimizer] = []
-        if rest:  # a LoRA is all matrices
-            self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=tuple(config.betas),
-                                                weight_decay=config.weight_decay))
-        if muon:
-            self.parts.append(torch.optim.Muon(
-                [self.named[n] for n in self.named if n in muon], lr=config.lr,
-                weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
-        self.peak = config.lr
-
-    def step(self, share: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = self.peak * share
-            part.step()
-            part.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Tensor]:
-        names = {id(p): n for n, p in self.named.items()}
-        return {f"{names[id(p)]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-                for part in self.parts for p, entry in part.state.items() for key, value in entry.items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        owner = {id(p): part for part in self.parts for g in part.param_groups for p in g["params"]}
-        for name, value in state.items():
-            parameter, key = name.rsplit("/", 1)
-            p = self.named[parameter]
-            owner[id(p)].state[p][key] = value.clone()
-
-
-class Averages:
-    """Exponential moving average of the weights, kept in fp32."""
-
-    def __init__(self, named: dict[str, nn.Parameter], decay: float) -> None:
-        self.named, self.decay = named, decay
-        self.mean = {n: p.detach().clone() for n, p in named.items()} if decay else {}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        if self.decay:
-            # Early on the average follows faster, or it would remember the random start.
-            weight = 1 - min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.mean.values()), list(self.named.values()), weight)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the weights and their averages; a second call puts them back."""
-        for name, mean in self.mean.items():
-            held = self.named[name].detach().clone()
-            self.named[name].copy_(mean)
-            mean.copy_(held)
-
-
-def train(config: TrainConfig, task: Task, provenance: dict, report=lambda line: None) -> Path:
+def train(config: TrainConfig, task: Task, provenance: dict, report: Report = lambda line: None) -> Path:
     """Train, or go on where the last checkpoint ended. Returns the folder with the result.
 
     Ctrl+C saves a checkpoint before it leaves.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    optimizers = Optimizers(config, task)
-    averages = Averages(optimizers.named, config.ema)
-    start = 0
-    found = latest_checkpoint(out)
-    if found is not None:
-        start = load_checkpoint(found, config, optimizers, averages)
-        report(f"resumed at step {start}")
-    log = (out / "log.jsonl").open("a")
-    parameters = list(optimizers.named.values())
-    report(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {config.steps - start} steps to go")
+    for left in out.glob("*.partial"):  # of a process that was killed while it wrote
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    run = _Run(config, task, provenance["commit"], report)
+    found = checkpoints(out)
+    if found:
+        run.resume(found[-1])
+    _forget_after(out, run.done if found else -1)
+    parameters = sum(p.numel() for p in run.optimizers.named.values())
+    report(f"{parameters / 1e6:.2f} M parameters, {config.steps - run.done} steps to go")
+    run.go()
+    return run.export(provenance)
 
-    def sample(step: int) -> None:
-        averages.swap()
+
+class _Run:
+    """The state of a run between two of its steps."""
+
+    def __init__(self, config: TrainConfig, task: Task, commit: str, report: Report) -> None:
+        self.config, self.task, self.commit, self.report = config, task, commit, report
+        self.out = Path(config.out)
+        self.optimizers = Optimizers(config, task)
+        self.averages = Averages(self.optimizers.named, config.ema)
+        self.done = self.saved = 0
+        """Steps that the weights have seen, and that are on disk."""
+        self.commits: tuple[str, ...] = ()
+
+    def resume(self, file: Path) -> None:
+        origin = load_checkpoint(file, self.config, self.task.data, self.optimizers, self.averages)
+        self.done = self.saved = origin.step
+        self.commits = origin.commits
+        self.report(f"resumed at step {self.done}")
+
+    def go(self) -> None:
+        config = self.config
         try:
-            with torch.no_grad():
-                figures = task.sample(out / "samples", step)
-        finally:
-            averages.swap()
-        _log(log, {"step": step, **figures})
-        report(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            if self.done == 0 or self._due(config.sample_every):
+                self.sample()
+            progress = _Progress(config, self.done)
+            while self.done < config.steps:
+                loss, norm = self.step()
+                progress.add(loss)
+                if self.done % config.log_every == 0:
+                    entry, line = progress.entry(self.done)
+                    self.log({**entry, "grad_norm": norm})
+                    self.report(line)
+                if self._due(config.save_every):
+                    self.save()
+                if self._due(config.sample_every):
+                    self.sample()
+                    progress.restart_clock()
+        except KeyboardInterrupt:
+            # A step that was cut is done again: its gradients are not part of the checkpoint.
+            with held():
+                self.averages.leave()
+                self.save()
+            self.report(f"interrupted: saved at step {self.done}; the same command goes on from here")
+            raise
 
-    if start == 0:
-        sample(0)
-    running, since, last = 0.0, start, time.monotonic()
-    step = start
-    try:
-        for step in range(start, config.steps):
-            loss = task.loss(step, step_generator(config.seed, step))
+    def step(self) -> tuple[float, float]:
+        """One step; returns its loss and the norm of its gradient."""
+        config, value = self.config, 0.0
+        for part in range(config.accumulate):
+            loss = self.task.loss(self.done, step_generator(config.seed, self.done, part)) / config.accumulate
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss became {value} at step {step}; try a lower lr than {config.lr}")
-            optimizers.step(learning_rate(config, step))
-            averages.update(step)
-            running += value
-            done = step + 1
-            if done % config.log_every == 0:
-                now = time.monotonic()
-                rate = (done - since) / (now - last)
-                _log(log, {"step": done, "loss": running / (done - since), "grad_norm": float(norm),
-                           "samples_per_second": rate * config.batch})
-                left = (config.steps - done) / rate
-                report(f"step {done}/{config.steps} loss {running / (done - since):.4f} "
-                       f"{rate * config.batch:.0f} samples/s, {left / 60:.0f} min left")
-                running, since, last = 0.0, done, now
-            if done % config.save_every == 0 or done == config.steps:
-                save_checkpoint(out, done, config, optimizers, averages)
-            if done % config.sample_every == 0 or done == config.steps:
-                sample(done)
-                last = time.monotonic()
-    except KeyboardInterrupt:
-        # The step that was cut is done again: its gradients are not part of the checkpoint.
-        report(f"interrupted: saved at step {step}; the same command goes on from here")
-        save_checkpoint(out, step, config, optimizers, averages)
-        raise
-    finally:
-        log.close()
-    averages.swap()
-    result = out / "result"
-    task.export(result, {**provenance, "steps": config.steps, "samples": config.steps * config.batch})
-    averages.swap()
-    return result
+            value += float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(f"the loss became {value} at step {self.done}; try a lower lr than {config.lr}. The "
+                            f"checkpoint of step {self.saved} is whole")
+        norm = nn.utils.clip_grad_norm_(self.optimizers.named.values(), config.clip or math.inf)
+        with held():
+            self.optimizers.step(learning_rate(config, self.done))
+            self.averages.update(self.done)
+            self.done += 1
+        return value, float(norm)
+
+    def save(self) -> None:
+        if self.done > self.saved and self.commit not in self.commits:
+            self.commits += (self.commit,)
+        origin = Origin(self.done, self.commits)
+        save_checkpoint(self.out, origin, self.config, self.task.data, self.optimizers, self.averages)
+        self.saved = self.done
+
+    def sample(self) -> None:
+        """A grid and figures with the averaged weights, unless a run that was cut has written this step's."""
+        file = self.out / "samples" / f"{self.done:07d}.png"
+        if file.exists():
+            return
+        self.averages.enter()
+        partial = file.with_name("next.png")
+        with torch.no_grad():
+            figures = self.task.sample(partial, self.done)
+        self.averages.leave()
+        if figures:
+            self.log(figures)
+            self.report(f"step {self.done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if partial.exists():
+            os.replace(partial, file)
+
+    def export(self, provenance: dict) -> Path:
+        """Write the averaged weights as `result/`, whole or not at all."""
+        result, partial = self.out / "result", self.out / "result.partial"
+        config = self.config
+        about = {**provenance, "commit": " ".join(self.commits) or provenance["commit"], "steps": config.steps,
+                 "samples": config.steps * config.batch * config.accumulate, "data": self.task.data}
+        self.averages.enter()
+        self.task.export(partial, about)
+        self.averages.leave()
+        shutil.rmtree(result, ignore_errors=True)
+        partial.rename(result)
+        return result
+
+    def log(self, entry: dict) -> None:
+        entry = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.done, **entry}) + "\n")
+
+    def _due(self, every: int) -> bool:
+        return self.done % every == 0 or self.done == self.config.steps
 
 
-def _log(handle, entry: dict) -> None:
-    handle.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}) + "\n")
-    handle.flush()
+class _Progress:
+    """Loss and speed since the last line of the log."""
+
+    def __init__(self, config: TrainConfig, done: int) -> None:
+        self.config, self.since, self.total, self.began = config, done, 0.0, time.monotonic()
+
+    def add(self, loss: float) -> None:
+        self.total += loss
+
+    def entry(self, done: int) -> tuple[dict[str, float], str]:
+        """For the log and for people; what follows is counted anew."""
+        c, steps = self.config, done - self.since
+        rate = steps / (time.monotonic() - self.began)
+        loss, samples = self.total / steps, rate * c.batch * c.accumulate
+        self.total, self.since = 0.0, done
+        self.restart_clock()
+        return ({"loss": loss, "samples_per_second": samples},
+                f"step {done}/{c.steps} loss {loss:.4f} {samples:.3g} samples/s, "
+                f"{(c.steps - done) / rate / 60:.0f} min left")
+
+    def restart_clock(self) -> None:
+        self.began = time.monotonic()
+
+
+def _forget_after(out: Path, step: int) -> None:
+    """Take out what was logged and drawn behind the checkpoint: those steps are done again."""
+    for sheet in (out / "samples").glob("*.png"):
+        if not sheet.stem.isdigit() or int(sheet.stem) > step:
+            sheet.unlink()
+    file = out / "log.jsonl"
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    kept = [line + "\n" for line in lines if _step_of(line) <= step]
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # torn

@@ -1,6 +1,8 @@
 """Train a part of a reflective model: `python trainer/train.py --config trainer/configs/NAME.yaml`.
 
 The same command goes on after an interruption. Ctrl+C saves first.
+
+exit codes: 0 done, 2 something is wrong with what was given (one line on stderr says what), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,17 +10,30 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script from a clone that is not installed
     sys.path.insert(0, str(ROOT))
 
+from reflect_core.search.lock import RecordLock  # noqa: E402
 from reflect_core.types import UserError  # noqa: E402
 from trainer.config import TrainConfig, load_config  # noqa: E402
 
+Report = Callable[[str], None]
 
-def run_task(config: TrainConfig, provenance: dict, report) -> Path:
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are errors like all others: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; try '{self.prog} --help'")
+
+
+def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     """Dispatch on the config's task; imports only what it needs."""
     if config.task == "harvest":
         from trainer.tasks.harvest import harvest
@@ -28,12 +43,36 @@ def run_task(config: TrainConfig, provenance: dict, report) -> Path:
         return bundle(config, provenance, report)
     from trainer.loop import train
     if config.task == "vae":
-        from trainer.tasks.vae import VaeTask as Task
+        from trainer.tasks.vae import VaeTask
+        task = VaeTask(config)
     elif config.task == "base":
-        from trainer.tasks.base import BaseTask as Task
+        from trainer.tasks.base import BaseTask
+        task = BaseTask(config)
     else:
-        from trainer.tasks.corrector import CorrectorTask as Task
-    return train(config, Task(config), provenance, report)
+        from trainer.tasks.corrector import CorrectorTask
+        task = CorrectorTask(config, report)
+    return train(config, task, provenance, report)
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """The run's folder, made if need be, and kept from other processes. Raises `UserError` if it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}); expected a folder that can be made or written. "
+                        "Choose another `out`") from error
+    try:
+        lock = RecordLock(out)
+    except UserError as error:
+        raise UserError(f"another process trains in {out}; wait for it, end it, or choose another `out`") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def commit() -> str:
@@ -47,22 +86,32 @@ def commit() -> str:
         return "unknown"
 
 
+def run(config: TrainConfig, config_file: str, report: Report) -> Path:
+    """Everything behind the checked config."""
+    # A bundle replaces its folder as a whole; a run goes on in it.
+    with owned(Path(config.out).parent if config.task == "bundle" else Path(config.out)):
+        import torch
+
+        from trainer.tasks.common import check_device
+
+        check_device(config.device)
+        torch.manual_seed(config.seed)
+        provenance = {"config": config.to_json(), "config_file": Path(config_file).name, "seed": config.seed,
+                      "commit": commit(), "torch": torch.__version__}
+        return run_task(config, provenance, report)
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file of trainer/configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="override a setting, for example --set steps=200 --set data.bank=1000")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         config = load_config(args.config, args.set)
-        import torch
-
-        torch.manual_seed(config.seed)
-        provenance = {"config": config.to_json(), "config_file": Path(args.config).name, "seed": config.seed,
-                      "commit": commit(), "torch": torch.__version__}
-        result = run_task(config, provenance, report=lambda line: print(line, flush=True))
+        result = run(config, args.config, report=lambda line: print(line, flush=True))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,102 +1,129 @@
-"""Triplets (flawed picture, reflection, good picture): where a corrector's training data comes from.
+"""Triplets (flawed picture, reflection, good picture): what a corrector is trained from.
 
 A folder of one's own pictures is a `triplets.jsonl` with a line for each triplet,
 
     {"prompt": "a cat on a mat", "reflection": "remove the second cat", "flawed": "bad/1.png", "good": "good/1.png"}
 
-with paths relative to the folder. The shapes world makes its own: right scenes are corrupted, or the
-base draws and the detector sees what it drew, and the smallest change that satisfies the prompt is
-rendered, so that the corrector learns to keep what was right.
+with paths relative to the folder. Pictures may have any size: as in the paper's training, the flawed
+one is brought to the size of the good one, both are reduced until the shorter side fits, and the same
+square is cut out of both (here the middle one, so that it is encoded once).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from reflect_core.shapes.corrupt import corrupt
-from reflect_core.shapes.prompt import Requirement
-from reflect_core.shapes.repair import apply, plan, words
-from reflect_core.shapes.sample import TASKS, sample_prompt, sample_scene
-from reflect_core.shapes.scene import Obj, render_array
 from reflect_core.types import UserError
 
-from .bank import task_weights
-
-MOST_TOLD = 3
-"""Flaws that one reflection speaks of; a picture with more is corrected in several rounds."""
+MARKER = "[Reflexion]"
+"""Between prompt and reflection in T5's text, as published."""
+_KEYS = ("prompt", "reflection", "flawed", "good")
+_EXPECTED = "expected one JSON object a line with the texts prompt, reflection, flawed, good"
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """Pictures are (H, W, 3) uint8."""
+    """Pictures are (H, W, 3) uint8, both of the same size."""
 
     prompt: str
     reflection: str
     flawed: np.ndarray
     good: np.ndarray
 
+    @property
+    def told(self) -> str:
+        """T5's text, with the reflection if there is one."""
+        reflection = self.reflection.strip()
+        return f"{self.prompt} {MARKER} {reflection}" if reflection else self.prompt
 
-def read_triplets(folder: Path, size: int) -> Iterator[Triplet]:
-    """The triplets of a folder, pictures resized to size x size (bicubic).
 
-    Raises `UserError` that names the line or the picture that cannot be used.
-    """
-    file = folder / "triplets.jsonl"
-    if not file.is_file():
-        raise UserError(f"{folder} has no triplets.jsonl; expected one JSON object a line with the keys "
-                        "prompt, reflection, flawed, good")
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
+@dataclass(frozen=True)
+class Line:
+    """One line of a folder's triplets.jsonl, pictures not yet read."""
+
+    where: str
+    """For messages: the file and the line's number."""
+    folder: Path
+    prompt: str
+    reflection: str
+    flawed: str
+    good: str
+
+    def read(self, size: int) -> Triplet:
+        """The triplet, its pictures size x size. Raises `UserError` that names line and picture."""
+        flawed, good = self._open(self.flawed), self._open(self.good)
+        if flawed.size != good.size:
+            flawed = flawed.resize(good.size, Image.Resampling.BICUBIC)
+        return Triplet(self.prompt, self.reflection, _square(flawed, size), _square(good, size))
+
+    def digest(self) -> bytes:
+        """Of the texts and of the pictures' bytes: tells whether anything changed."""
+        value = hashlib.sha256(json.dumps([self.prompt, self.reflection]).encode())
+        for name in (self.flawed, self.good):
+            try:
+                value.update(hashlib.sha256((self.folder / name).read_bytes()).digest())
+            except OSError as error:
+                raise self._broken(name, error) from error
+        return value.digest()
+
+    def _open(self, name: str) -> Image.Image:
         try:
-            entry = json.loads(line)
-            prompt, reflection, flawed, good = (entry[k] for k in ("prompt", "reflection", "flawed", "good"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{file}, line {number}: {error!r}; expected an object with prompt, reflection, "
-                            "flawed, good") from error
-        yield Triplet(prompt, reflection, _read(folder / flawed, size), _read(folder / good, size))
+            with Image.open(self.folder / name) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # Pillow's readers raise all kinds for a broken file
+            raise self._broken(name, error) from error
+
+    def _broken(self, name: str, error: Exception) -> UserError:
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        return UserError(f"{self.where}: cannot read the picture {self.folder / name}: {said}. Replace it, or take "
+                         "its line out")
 
 
-def _read(path: Path, size: int) -> np.ndarray:
+def read_lines(folder: Path, count: int | None = None) -> list[Line]:
+    """The first `count` lines of a folder's triplets.jsonl. Raises `UserError` that names the bad one."""
+    file = folder / "triplets.jsonl"
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the picture {path}: {error}. Replace it or take its line out of "
-                        "triplets.jsonl") from error
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; {_EXPECTED}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error}); {_EXPECTED}") from error
+    lines = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if count is not None and len(lines) == count:
+            break
+        if line.strip():
+            lines.append(_parse(line, folder, f"{file}, line {number}"))
+    if not lines:
+        raise UserError(f"{file} holds no triplets; {_EXPECTED}")
+    return lines
 
 
-def corrupted_triplets(seed: int, tasks: dict[str, float] | None = None) -> Iterator[Triplet]:
-    """Endless triplets from corrupted scenes: 1 to 5 flaws each, of which up to three are told and mended."""
-    rng = np.random.default_rng(seed)
-    chances = task_weights(tasks)
-    while True:
-        task = TASKS[rng.choice(len(TASKS), p=chances)]
-        prompt, requirement = sample_prompt(task, rng)
-        flawed = corrupt(sample_scene(requirement, rng), requirement, rng,
-                         int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.3, 0.2, 0.1, 0.05])))
-        triplet = mend(prompt, requirement, flawed, render_array(flawed), rng)
-        if triplet is not None:
-            yield triplet
+def _parse(line: str, folder: Path, where: str) -> Line:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}); {_EXPECTED}") from error
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: is {line.strip()[:60]}; {_EXPECTED}")
+    for key in _KEYS:
+        if not isinstance(entry.get(key), str):
+            raise UserError(f"{where}: {key} is {entry.get(key)!r}; expected text")
+    return Line(where, folder, *(entry[key] for key in _KEYS))
 
 
-def mend(prompt: str, requirement: Requirement, objects: tuple[Obj, ...], picture: np.ndarray,
-         rng: np.random.Generator) -> Triplet | None:
-    """The triplet of a flawed picture in which `objects` are seen. None if nothing is wrong or no
-    mended scene was found."""
-    fixes = plan(objects, requirement)[:MOST_TOLD]
-    if not fixes:
-        return None
-    good = apply(objects, requirement, fixes, rng)
-    if good is None or any(o.shape == "blob" for o in good):
-        return None
-    return Triplet(prompt, words(fixes, requirement, MOST_TOLD), picture, render_array(good))
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """The middle size x size (3 channels) of a picture whose shorter side is brought to `size`, bicubic."""
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)

@@ -8,16 +8,14 @@ there the target at guidance g is v + (g - 1)(conditional - unconditional), from
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from reflect_core.generators.flux_corrector.folder import write_folder
@@ -30,35 +28,35 @@ from reflect_core.shapes.repair import REFLECTION_WORDS, plan
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.tokenizer import write_word_tokenizer
 
-from ..bank import cached, encode_pictures, make_captioned
+from ..bank import bank_key, cached, fingerprint
 from ..config import TrainConfig
-from ..grid import save_grid
+from ..pictures import encode_pictures, save_sheet
+from ..settings import BaseModel
+from ..shapes import captioned
+from .common import CLIP_LENGTH, attention, autocast, read_provenance, token_ids, write_provenance
+from .vae import load_vae
 
-CLIP_LENGTH = 77
-"""FLUX always pads CLIP's text to this many tokens; only the pooled vector is used."""
 
-
-def build_components(config: TrainConfig, vae: AutoencoderKL, folder: Path) -> dict:
+def build_components(m: BaseModel, vae: AutoencoderKL, folder: Path) -> dict:
     """All parts of a FluxPipeline, random but for the VAE; tokenizers are written to `folder`."""
-    m = config.model
-    heads, head_dim, text = m.get("heads", 4), m.get("head_dim", 64), m.get("text_width", 128)
+    text = m.text_width
     vocabulary = sorted(WORDS | set(REFLECTION_WORDS))
     clip_words = write_word_tokenizer(folder / "tokenizer", vocabulary, "clip", CLIP_LENGTH)
-    t5_words = write_word_tokenizer(folder / "tokenizer_2", vocabulary, "t5", m["text_length"])
+    t5_words = write_word_tokenizer(folder / "tokenizer_2", vocabulary, "t5", m.text_length)
     clip = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(clip_words), hidden_size=text, intermediate_size=2 * text, projection_dim=text,
-        num_hidden_layers=m.get("text_layers", 2), num_attention_heads=4, max_position_embeddings=CLIP_LENGTH,
+        num_hidden_layers=m.text_layers, num_attention_heads=4, max_position_embeddings=CLIP_LENGTH,
         bos_token_id=2, eos_token_id=3, pad_token_id=0))
     t5 = T5EncoderModel(T5Config(
-        vocab_size=len(t5_words), d_model=text, d_kv=text // 4, d_ff=2 * text, num_layers=m.get("text_layers", 2),
+        vocab_size=len(t5_words), d_model=text, d_kv=text // 4, d_ff=2 * text, num_layers=m.text_layers,
         num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
         relative_attention_num_buckets=32, relative_attention_max_distance=64))
-    third = head_dim // 8 * 3
+    third = m.head_dim // 8 * 3
     transformer = FluxTransformer2DModel(
-        in_channels=4 * vae.config.latent_channels, num_layers=m.get("double_blocks", 1),
-        num_single_layers=m.get("single_blocks", 5), attention_head_dim=head_dim, num_attention_heads=heads,
+        in_channels=4 * vae.config.latent_channels, num_layers=m.double_blocks,
+        num_single_layers=m.single_blocks, attention_head_dim=m.head_dim, num_attention_heads=m.heads,
         joint_attention_dim=text, pooled_projection_dim=text, guidance_embeds=True,
-        axes_dims_rope=(head_dim - 2 * third, third, third))
+        axes_dims_rope=(m.head_dim - 2 * third, third, third))
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, module in block.named_modules():
             if name in ("norm1.linear", "norm1_context.linear", "norm.linear"):
@@ -67,33 +65,36 @@ def build_components(config: TrainConfig, vae: AutoencoderKL, folder: Path) -> d
     return {"transformer": transformer, "vae": vae, "text_encoder": clip, "text_encoder_2": t5,
             "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
             "tokenizer_2": AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
-            "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=m.get("shift", 3.0))}
+            "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=m.shift)}
 
 
 class BaseTask:
+    """Trains transformer and text encoders. See `loop.Task`."""
+
     def __init__(self, config: TrainConfig) -> None:
-        self.config, m = config, config.model
+        self.config, (self.m, self.d) = config, config.sections()
         out = Path(config.out)
-        self.vae = AutoencoderKL.from_pretrained(m["vae"]).requires_grad_(False)
-        self.parts = build_components(config, self.vae, out)
-        self.trained = {k: self.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")}
-        self.length, self.side = m["text_length"], m.get("side", 8)
-        self.ids = grid_ids(self.side, self.side), torch.zeros(self.length, 3)
-        settings = {"data": config.data, "seed": config.seed, "vae": fingerprint(self.vae)}
+        self.vae = load_vae(Path(self.m.vae)).to(config.device)
+        self.parts = build_components(self.m, self.vae, out)
+        self.trained = {k: self.parts[k].to(config.device)
+                        for k in ("transformer", "text_encoder", "text_encoder_2")}
+        self.length, side = self.m.text_length, self.m.side
+        self.ids = grid_ids(side, side, device=config.device), torch.zeros(self.length, 3, device=config.device)
+        settings = {"data": config.data, "seed": config.seed, "vae": fingerprint(self.vae), "length": self.length}
         self.bank = cached(out, settings, self._make_bank)
+        self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"])}
         self.empty = self._tokens([""])
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
-        self.distil_from = round(config.steps * (1 - m.get("distil", 0.25)))
+        self.distil_from = round(config.steps * (1 - self.m.distil))
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """CLIP ids (B, 77) and T5 ids (B, L), padded as FluxPipeline pads them."""
-        def ids(tokenizer, length):
-            return tokenizer(texts, padding="max_length", max_length=length, truncation=True,
-                             return_tensors="pt").input_ids
-        return ids(self.parts["tokenizer"], CLIP_LENGTH), ids(self.parts["tokenizer_2"], self.length)
+        return (token_ids(self.parts["tokenizer"], texts, CLIP_LENGTH),
+                token_ids(self.parts["tokenizer_2"], texts, self.length))
 
     def _make_bank(self) -> dict[str, Tensor]:
-        pictures, texts = make_captioned(self.config.data["bank"], self.config.seed, self.config.data.get("tasks"))
+        """Latent tokens (S, N, C) of S scenes, and the ids of three texts of each: (S, 3, 77) and (S, 3, L)."""
+        pictures, texts = captioned(self.d.bank, self.config.seed, self.d.tasks)
         clip, t5 = self._tokens([t for three in texts for t in three])
         return {"latents": encode_pictures(self.vae, pictures).half(),
                 "clip": clip.view(len(texts), 3, -1).short(), "t5": t5.view(len(texts), 3, -1).short()}
@@ -109,41 +110,43 @@ class BaseTask:
                 and "norm" not in n}
 
     def _encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, 77) and (B, L) to T5's states (B, L, D) and CLIP's pooled vectors (B, P)."""
         # Only the pooled vector of CLIP is used, and its attention is causal: what stands behind the
         # last end token has no say, so the shortest common length gives the same vector.
         width = int((clip_ids != 0).sum(1).max())
-        pooled = self.parts["text_encoder"](clip_ids[:, :width]).pooler_output
-        return self.parts["text_encoder_2"](t5_ids).last_hidden_state, pooled
+        device = self.config.device
+        pooled = self.parts["text_encoder"](clip_ids[:, :width].to(device)).pooler_output
+        return self.parts["text_encoder_2"](t5_ids.to(device)).last_hidden_state, pooled
 
     def _forward(self, x, states, pooled, t, guidance):
-        return flux_forward(self.parts["transformer"], None, x, states, pooled, t, guidance,
-                            *self.ids)
+        """Noisy tokens (B, N, C) to velocities (B, N, C)."""
+        return flux_forward(self.parts["transformer"], None, x, states, pooled, t, guidance, *self.ids)
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
-        n = self.config.batch
+        n, device = self.config.batch, self.config.device
         pick = torch.randint(len(self.bank["latents"]), (n,), generator=generator)
         x0 = self.bank["latents"][pick].float()
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.sigmoid(torch.randn(n, generator=generator))
         chance = torch.rand(n, generator=generator)
-        drop, told = chance < 0.1, chance > 1 - self.config.model.get("instructed", 0.15)
+        drop, told = chance < 0.1, chance > 1 - self.m.instructed
         which = torch.where(told, 2, (chance * 1000).long() % 2)
         clip_ids = self.bank["clip"][pick, which].long()
         t5_ids = self.bank["t5"][pick, which].long()
         clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
-        guidance = torch.ones(n)
-        x = torch.lerp(x0, noise, t[:, None, None])
-        target = noise - x0
-        with self._precision(), sdpa_kernel(SDPBackend.MATH):
+        x = torch.lerp(x0, noise, t[:, None, None]).to(device)
+        target, guidance = (noise - x0).to(device), torch.ones(n)
+        with autocast(self.config), attention(self.config):
             states, pooled = self._encode(clip_ids, t5_ids)
             if step >= self.distil_from:
-                target, guidance = self._guided(target, x, t, states, pooled, drop, generator)
-            out = self.forward(x, states, pooled, t, guidance)
+                target, guidance = self._guided(target, x, t.to(device), states, pooled, drop, generator)
+            out = self.forward(x, states, pooled, t.to(device), guidance.to(device))
         return (out.float() - target).square().mean()
 
     @torch.no_grad()
     def _guided(self, target, x, t, states, pooled, drop, generator):
-        """Targets at random guidance for the first half of the batch; the other half stays at 1."""
+        """Targets (B, N, C) and guidance (B,), at random guidance for the first half of the batch; the other
+        half stays at 1."""
         half = len(x) // 2
         guidance = torch.ones(len(x))
         guidance[:half] = 1 + 3.5 * torch.rand(half, generator=generator)
@@ -151,55 +154,47 @@ class BaseTask:
         empty_states, empty_pooled = self._encode(*self.empty)
         both = self.forward(
             torch.cat([x[:half]] * 2), torch.cat([states[:half], empty_states.expand(half, -1, -1)]),
-            torch.cat([pooled[:half], empty_pooled.expand(half, -1)]), torch.cat([t[:half]] * 2), torch.ones(2 * half))
+            torch.cat([pooled[:half], empty_pooled.expand(half, -1)]), torch.cat([t[:half]] * 2),
+            torch.ones(2 * half, device=x.device))
         with_text, without = both.float().chunk(2)
         target = target.clone()
-        target[:half] += (guidance[:half, None, None] - 1) * (with_text - without)
+        target[:half] += (guidance[:half, None, None].to(x.device) - 1) * (with_text - without)
         return target, guidance
 
-    def _precision(self):
-        return torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
-
     def pipeline(self) -> FluxPipeline:
+        """diffusers' own, over the parts as they are now."""
         pipe = FluxPipeline(**self.parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def sample(self, folder: Path, step: int) -> dict[str, float]:
-        """Draw held-out prompts of every task; the grid's rows are tasks. Rates are by the detector."""
-        count = self.config.data.get("sample_prompts", 16)
-        guidance = self.config.model.get("sample_guidance", 2.5) if step > self.distil_from else 1.0
-        pictures, rates, blobs, seen = [], {}, 0, 0
+    def sample(self, file: Path, step: int) -> dict[str, float]:
+        """Draw held-out prompts of every task; the sheet's rows are tasks. Rates are by the detector."""
+        guidance = self.m.sample_guidance if step > self.distil_from else 1.0
+        rows, rates, blobs, seen = [], {}, 0, 0
         for task in TASKS:
-            prompts = [p.prompt for p in evaluation_prompts(task, unseen=False)][:count]
+            prompts = [p.prompt for p in evaluation_prompts(task, unseen=False)][: self.d.sample_prompts]
             drawn = self.draw(prompts, guidance)
             found = [detect(p) for p in drawn]
             rates[task] = float(np.mean([not plan(f, parse(p)) for f, p in zip(found, prompts)]))
             blobs += sum(any(o.shape == "blob" for o in f) for f in found)
             seen += len(found)
-            pictures.append(drawn)
-        save_grid(folder / f"{step:07d}.png", np.concatenate(pictures), count)
+            rows.append(drawn)
+        save_sheet(file, rows)
         return {**rates, "overall": float(np.mean(list(rates.values()))), "malformed": blobs / seen}
 
     def draw(self, prompts: list[str], guidance: float, steps: int = 20) -> np.ndarray:
+        """(B, 64, 64, 3) uint8."""
         generators = [torch.Generator().manual_seed(1000 + k) for k in range(len(prompts))]
         images = self.pipeline()(prompts, height=64, width=64, num_inference_steps=steps, guidance_scale=guidance,
                                  max_sequence_length=self.length, generator=generators, output_type="np").images
         return np.rint(images * 255).astype(np.uint8)
 
     def export(self, folder: Path, provenance: dict) -> None:
-        for part in self.trained.values():
-            part.to(torch.bfloat16)
-        write_folder(folder, **{k: part for k, part in self.parts.items() if not k.startswith("tokenizer")})
+        """A model folder; trained parts in bf16, as FLUX.1-dev's, the autoencoder as it came."""
+        parts = {k: part for k, part in self.parts.items() if not k.startswith("tokenizer")}
+        # torch's own `to`, for diffusers' warns about modules that are to stay fp32, of which FLUX has none.
+        parts |= {k: torch.nn.Module.to(copy.deepcopy(part), torch.bfloat16) for k, part in self.trained.items()}
+        write_folder(folder, **parts)
         for name in ("tokenizer", "tokenizer_2"):
-            shutil.copytree(Path(self.config.out) / name, folder / name, dirs_exist_ok=True)
-        for part in self.trained.values():
-            part.to(torch.float32)
-        vae = Path(self.config.model["vae"]) / "provenance.json"
-        provenance = {**provenance, "vae": json.loads(vae.read_text()) if vae.exists() else None}
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-
-
-def fingerprint(module: torch.nn.Module) -> list[float]:
-    """A few numbers that tell one set of weights from another."""
-    return [float(p.double().abs().sum()) for p in list(module.parameters())[:6]]
+            shutil.copytree(Path(self.config.out) / name, folder / name)
+        write_provenance(folder, {**provenance, "vae": read_provenance(self.m.vae)})

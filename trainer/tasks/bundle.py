@@ -4,48 +4,71 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from reflect_core.generators.flux_corrector.folder import load_components, write_folder
 from reflect_core.generators.flux_corrector.lora import ConditionLora
+from reflect_core.generators.flux_corrector.options import CorrectorOptions
+from reflect_core.presets.load import PICKLES, read_settings
 from reflect_core.types import UserError
 
 from ..config import TrainConfig
+from .common import read_provenance, write_provenance
 
 
-def bundle(config: TrainConfig, provenance: dict, report=lambda line: None) -> Path:
+def bundle(config: TrainConfig, provenance: dict, report: Callable[[str], None] = lambda line: None) -> Path:
     """Write `config.out` anew from `model.base` and, if given, `model.lora`; `data` becomes reflect.json.
 
-    Weights are stored in bf16, as FLUX.1-dev's are, the autoencoder's included.
+    Weights are stored in bf16, as FLUX.1-dev's are, the autoencoder's included. Whole or not at all.
     """
-    m, out = config.model, Path(config.out)
-    parts = load_components(m["base"], torch.bfloat16)
-    lora = ConditionLora.load(m["lora"], parts["transformer"]) if m.get("lora") else None
+    (m, _), out = config.sections(), Path(config.out)
+    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
+        raise UserError(f"{out} is in the way and is no model folder; expected one to replace, or nothing. Choose "
+                        "another `out`")
+    parts = load_components(m.base, torch.bfloat16)
+    lora = ConditionLora.load(m.lora, parts["transformer"]).to(torch.bfloat16) if m.lora else None
+    sources = {key: _provenance(folder) for key, folder in (("base", m.base), ("lora", m.lora)) if folder}
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    written = {k: part for k, part in parts.items() if not k.startswith("tokenizer")}
-    write_folder(partial, **written, lora=lora.to(torch.bfloat16) if lora is not None else None,
-                 settings=config.data)
-    for name in ("tokenizer", "tokenizer_2"):
-        (partial / name).mkdir(exist_ok=True)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(Path(m["base"]) / name / file, partial / name / file)
-    sources = {key: _provenance(m[key]) for key in ("base", "lora") if m.get(key)}
-    (partial / "provenance.json").write_text(json.dumps(sources, indent=1) + "\n")
-    size = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+    try:
+        written = {k: part for k, part in parts.items() if not k.startswith("tokenizer")}
+        write_folder(partial, **written, tokenizers=_copy_tokenizers(Path(m.base), partial), lora=lora,
+                     settings=config.data)
+        _, options = read_settings(partial)
+        _check_options(options)
+        write_provenance(partial, {**sources, "bundle": provenance})
+        size = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+        if size > m.most_megabytes * 2**20:
+            raise UserError(f"the bundle has {size / 2**20:.1f} MB; expected at most {m.most_megabytes:g} "
+                            "(model.most_megabytes). Train a smaller transformer or LoRA")
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     report(f"{size / 2**20:.1f} MB")
-    if size > m.get("most_megabytes", 24) * 2**20:
-        raise UserError(f"{partial} has {size / 2**20:.1f} MB; expected at most {m.get('most_megabytes', 24)}. "
-                        "Train a smaller transformer or LoRA")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
     return out
 
 
+def _copy_tokenizers(base: Path, folder: Path) -> tuple[str, str]:
+    """Copy both tokenizers as they are; returns their classes."""
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(base / name, folder / name, ignore=shutil.ignore_patterns(*(f"*{p}" for p in PICKLES)))
+    return index["tokenizer"][1], index["tokenizer_2"][1]
+
+
+def _check_options(options: dict) -> None:
+    try:
+        CorrectorOptions(**options)
+    except TypeError as error:
+        raise UserError(f"data.options: {error}; expected those of CorrectorOptions") from error
+
+
 def _provenance(folder: str) -> dict:
-    file = Path(folder) / "provenance.json"
-    if not file.is_file():
+    found = read_provenance(folder)
+    if found is None:
         raise UserError(f"{folder} has no provenance.json; expected the result folder of a training run")
-    return json.loads(file.read_text())
+    return found

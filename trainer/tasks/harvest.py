@@ -9,45 +9,71 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.shapes.detector import detect
+from reflect_core.shapes.repair import plan
 from reflect_core.shapes.sample import TASKS, sample_prompt
-from reflect_core.types import Request
+from reflect_core.types import Request, UserError
 
-from ..bank import task_weights
-from ..config import TrainConfig
-from ..triplets import mend
+from ..bank import fingerprint
+from ..config import TrainConfig, same_settings
+from ..shapes import mend, task_weights
+from .common import autocast, read_provenance, write_provenance
+
+SIDE = 64
+FREE = {"name", "out", "steps", "log_every", "device"}
+"""Settings that may change between an interruption and the resumption."""
 
 
-def harvest(config: TrainConfig, provenance: dict, report=lambda line: None) -> Path:
+def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None] = lambda line: None) -> Path:
     """Run `config.steps` batches of `config.batch` pictures; returns the folder with the triplets."""
-    m, out = config.model, Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    (model, _), out = config.sections(), Path(config.out)
+    generator = FluxCorrector.from_folder(model.base, device=config.device, condition_size=SIDE,
+                                          max_sequence_length=model.text_length, max_batch=config.batch)
+    same_run(out, {"config": config.to_json(), "base": fingerprint(generator.transformer)})
     done = resume(out)
-    generator = FluxCorrector.from_folder(m["base"], condition_size=64, max_sequence_length=m["text_length"],
-                                          max_batch=config.batch)
-    counts: Counter[str] = Counter()
+    counts = Counter({"triplets": 0})
     for entry in done:
         counts.update({k: v for k, v in entry.items() if k not in ("batch", "bytes")})
-    with (out / "triplets.jsonl").open("ab") as lines, (out / "progress.jsonl").open("a") as log:
+    if done:
+        report(f"resumed at batch {len(done)}")
+    with (out / "progress.jsonl").open("a") as log, (out / "triplets.jsonl").open("ab") as lines:
         for batch in range(len(done), config.steps):
             entries, seen = _batch(config, generator, batch, out)
             counts.update(seen)
-            for entry in entries:
-                lines.write(json.dumps(entry).encode() + b"\n")
+            lines.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
             lines.flush()
             log.write(json.dumps({"batch": batch, "bytes": lines.tell(), **seen}) + "\n")
             log.flush()
-            if (batch + 1) % config.log_every == 0:
+            if (batch + 1) % config.log_every == 0 or batch + 1 == config.steps:
                 report(f"batch {batch + 1}/{config.steps}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    batches = max(len(done), config.steps)
+    write_provenance(out, {**provenance, "steps": batches, "samples": batches * config.batch,
+                           "data": dict(counts), "base": read_provenance(model.base) or str(model.base)})
     return out
+
+
+def same_run(out: Path, settings: dict) -> None:
+    """Keep the settings at the start; raises `UserError` if the folder holds something made with others."""
+    file = out / "settings.json"
+    if file.exists():
+        was = json.loads(file.read_text(encoding="utf-8"))
+        same_settings(was["config"], json.loads(json.dumps(settings["config"])), FREE, str(file))
+        if was["base"] != settings["base"]:
+            raise UserError(f"the triplets in {out} are from another base than the one that is there now. Restore "
+                            "it, or choose another `out` to start anew")
+    elif (out / "triplets.jsonl").exists() and not (out / "progress.jsonl").exists():
+        raise UserError(f"{out} has a triplets.jsonl that no harvest made; choose another `out`")
+    else:
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, file)
 
 
 def resume(out: Path) -> list[dict[str, int]]:
@@ -75,23 +101,28 @@ def resume(out: Path) -> list[dict[str, int]]:
 
 
 def _batch(config: TrainConfig, generator: FluxCorrector, batch: int, out: Path) -> tuple[list[dict], dict[str, int]]:
+    """Draw one batch; returns the lines for triplets.jsonl, whose pictures are written, and what was seen.
+
+    Every picture is right, no_room (no mended scene was found) or a triplet; any may also be malformed.
+    """
+    model, data = config.sections()
     rng = np.random.default_rng([config.seed, batch])
-    chances, m = task_weights(config.data.get("tasks")), config.model
+    chances = task_weights(data.tasks)
     asked = [sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng) for _ in range(config.batch)]
-    requests = [Request(prompt, int(rng.integers(2**31)), 64, 64, m.get("sample_steps", 16),
-                        m.get("sample_guidance", 2.5)) for prompt, _ in asked]
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+    requests = [Request(prompt, int(rng.integers(2**31)), SIDE, SIDE, model.sample_steps, model.sample_guidance)
+                for prompt, _ in asked]
+    with autocast(config):
         drawn = generator.draw(requests)
-    entries, seen = [], {"right": 0, "malformed": 0, "kept": 0, "no_room": 0}
+    entries, seen = [], {"right": 0, "no_room": 0, "malformed": 0, "triplets": 0}
     for k, ((prompt, requirement), picture) in enumerate(zip(asked, drawn)):
         array = np.asarray(picture.picture)
         objects = detect(array)
+        seen["malformed"] += any(o.shape == "blob" for o in objects)
         triplet = mend(prompt, requirement, objects, array, rng)
         if triplet is None:
-            seen["no_room" if _wrong(objects, requirement) else "right"] += 1
+            seen["no_room" if plan(objects, requirement) else "right"] += 1
             continue
-        seen["malformed"] += any(o.shape == "blob" for o in objects)
-        seen["kept"] += 1
+        seen["triplets"] += 1
         folder = f"{batch // 100:04d}"
         (out / folder).mkdir(exist_ok=True)
         names = {side: f"{folder}/{batch:06d}-{k:03d}-{side}.png" for side in ("flawed", "good")}
@@ -99,9 +130,3 @@ def _batch(config: TrainConfig, generator: FluxCorrector, batch: int, out: Path)
         Image.fromarray(triplet.good).save(out / names["good"])
         entries.append({"prompt": prompt, "reflection": triplet.reflection, **names})
     return entries, seen
-
-
-def _wrong(objects, requirement) -> bool:
-    from reflect_core.shapes.repair import plan
-
-    return bool(plan(objects, requirement))

@@ -1,0 +1,56 @@
+"""The trainer as tests call it: the five tasks at a size of seconds, the command line, real processes to kill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TRANSFORMERS_VERBOSITY": "error"}
+
+_RUN = {"batch": 4, "steps": 6, "warmup": 2, "precision": "fp32", "save_every": 2, "sample_every": 3, "log_every": 2}
+
+
+def tiny_configs(folder: Path) -> dict[str, dict]:
+    """Configs of a whole chain whose runs lie in `folder`, by task."""
+    base, text = str(folder / "base" / "result"), {"text_length": 24}
+    return {
+        # Long enough for pictures with nothing in them, to which the harvest can add what is asked for.
+        "vae": {**_RUN, "seed": 1, "steps": 80, "lr": 1.0e-2, "save_every": 40, "sample_every": 80,
+                "model": {"channels": [8, 8, 8]}, "data": {"pictures": 32}},
+        "base": {**_RUN, "seed": 2, "optimizer": "muon", "data": {"bank": 24, "sample_prompts": 1}, "model": {
+            "vae": str(folder / "vae" / "result"), **text, "heads": 2, "head_dim": 16, "single_blocks": 1,
+            "text_width": 32, "text_layers": 1, "distil": 0.5}},
+        "harvest": {"seed": 3, "batch": 4, "steps": 3, "precision": "fp32", "log_every": 1,
+                    "model": {"base": base, **text, "sample_steps": 2}},
+        "corrector": {**_RUN, "seed": 4, "optimizer": "muon",
+                      "model": {"base": base, **text, "rank": 4, "sample_steps": 2},
+                      "data": {"sample_prompts": 2, "sources": [
+                          {"kind": "corrupted", "count": 12},
+                          {"kind": "folder", "path": str(folder / "harvest"), "repeat": 2}]}},
+        "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
+                   "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},
+                            "options": {"condition_size": 64, "max_sequence_length": 24, "posterior": "mode"}}},
+    }
+
+
+def write_config(folder: Path, task: str, **changes) -> Path:
+    """The config of a task as a YAML file, whose run is `folder / task`."""
+    config = {"name": f"tiny-{task}", "task": task, "out": str(folder / task), **tiny_configs(folder)[task], **changes}
+    file = folder / f"{task}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, str(ROOT / "trainer" / "train.py"), *map(str, arguments)]
+
+
+def train(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    """`python trainer/train.py ...` in a process of its own."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=300)

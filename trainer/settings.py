@@ -1,0 +1,243 @@
+"""What each task finds under `model:` and `data:` in its config, with the defaults.
+
+A value checked here is checked before torch is imported. Pixels are sides of squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from reflect_core.types import UserError
+
+from .schema import parse
+
+
+def _at_least(section: Any, prefix: str, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise UserError(f"{prefix}{name} is {value}; expected at least {least:g}")
+
+
+def _share(section: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(section, name) <= 1:
+            raise UserError(f"model.{name} is {getattr(section, name)}; expected a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class VaeModel:
+    channels: list[int] = field(default_factory=lambda: [32, 48, 64])
+    """Of each resolution, multiples of 8; each but the first halves the picture's side."""
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    kl: float = 5e-4
+    """Weight of the pull of the latents towards a normal distribution."""
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(c < 8 or c % 8 for c in self.channels):
+            raise UserError(f"model.channels is {self.channels}; expected multiples of 8, one for each resolution")
+        _at_least(self, "model.", 1, "layers_per_block", "latent_channels")
+
+
+@dataclass(frozen=True)
+class VaeData:
+    pictures: int = 8000
+    """Rendered scenes."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data.", 1, "pictures")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    vae: str
+    """Result folder of a `vae` run."""
+    text_length: int
+    """Tokens of a text for T5."""
+    heads: int = 4
+    head_dim: int = 64
+    double_blocks: int = 1
+    single_blocks: int = 5
+    text_width: int = 128
+    text_layers: int = 2
+    side: int = 8
+    """Tokens along a picture's side."""
+    shift: float = 3.0
+    """Of the scheduler."""
+    instructed: float = 0.15
+    """Share of the captions that carry an instruction behind the marker."""
+    distil: float = 0.25
+    """Last share of the steps, in which guidance is distilled."""
+    sample_guidance: float = 2.5
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "text_layers", "side")
+        if self.head_dim < 8 or self.head_dim % 8:
+            raise UserError(f"model.head_dim is {self.head_dim}; expected a multiple of 8")
+        if self.text_width < 4 or self.text_width % 4:
+            raise UserError(f"model.text_width is {self.text_width}; expected a multiple of 4, the number of heads")
+        _share(self, "instructed", "distil")
+
+
+@dataclass(frozen=True)
+class BaseData:
+    bank: int
+    """Rendered scenes with captions."""
+    tasks: dict[str, float] | None = None
+    """Weight of each of the shapes world's tasks; 1 where it is not named."""
+    sample_prompts: int = 16
+    """Held-out prompts of each task that are drawn for a sample grid."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data.", 1, "bank", "sample_prompts")
+        _check_tasks(self.tasks, "data.tasks")
+
+
+@dataclass(frozen=True)
+class HarvestModel:
+    base: str
+    """Result folder of a `base` run."""
+    text_length: int
+    sample_steps: int = 16
+    sample_guidance: float = 2.5
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model.", 1, "text_length", "sample_steps")
+
+
+@dataclass(frozen=True)
+class HarvestData:
+    tasks: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks, "data.tasks")
+
+
+@dataclass(frozen=True)
+class CorrectorModel:
+    base: str
+    """Model folder of the FLUX family in diffusers' layout."""
+    text_length: int = 512
+    """Tokens of a text for T5. 512: published."""
+    rank: int = 32
+    alpha: float | None = None
+    """null: as the rank, as published."""
+    lora: str | None = None
+    """Weights to start from (rank and alpha are then theirs); null: new ones, which change nothing yet."""
+    weights: str = "fp32"
+    """Of the frozen base: fp32, or bf16 for a large one."""
+    checkpointing: bool = False
+    """Compute each block again in the backward pass: slower, and much less memory."""
+    size: int = 64
+    """Pixels of the picture that is drawn. 1024: published."""
+    condition_size: int | None = None
+    """Pixels to which the flawed picture is reduced. null: as `size`. 512: published."""
+    guidance: float = 1.0
+    drop_reflection: float = 0.1
+    drop_image: float = 0.1
+    """Flawed picture black, and no reflection."""
+    drop_text: float = 0.1
+    """T5's text empty; CLIP keeps the prompt."""
+    sample_guidance: float = 2.5
+    sample_steps: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model.", 1, "text_length", "rank", "size", "condition_size", "sample_steps")
+        _share(self, "drop_reflection", "drop_image", "drop_text")
+        if self.weights not in ("fp32", "bf16"):
+            raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where triplets come from."""
+
+    kind: str
+    """folder: a `triplets.jsonl` with its pictures; corrupted: scenes of the shapes world with flaws put in."""
+    path: str = ""
+    """Of the folder."""
+    count: int | None = None
+    """How many at most; null: all of the folder."""
+    repeat: int = 1
+    """How often each is drawn in comparison to those of a source with repeat 1."""
+    tasks: dict[str, float] | None = None
+    """Weights of the shapes world's tasks, for corrupted ones."""
+
+    def check(self, key: str) -> None:
+        if self.kind not in ("folder", "corrupted"):
+            raise UserError(f"{key}.kind is {self.kind!r}; expected folder or corrupted")
+        if self.kind == "folder" and not self.path:
+            raise UserError(f"the key {key}.path is missing; expected the folder that holds triplets.jsonl")
+        if self.kind == "corrupted" and self.count is None:
+            raise UserError(f"the key {key}.count is missing; expected how many to make")
+        _at_least(self, key + ".", 1, "count", "repeat")
+        _check_tasks(self.tasks, key + ".tasks")
+
+
+@dataclass(frozen=True)
+class CorrectorData:
+    sources: list[dict[str, Any]]
+    """Each one's keys are those of `Source`."""
+    eval: dict[str, Any] | None = None
+    """A source of which nothing is trained on. null: `held_out` says what is kept back."""
+    held_out: int = 8
+    """The last triplets of every folder that are kept back when there is no `eval`."""
+    sample_prompts: int = 0
+    """Corrupted scenes of the shapes world whose correction the detector judges (fix_rate, kept); they then
+    take the place of held-out triplets. 0: for pictures of another world."""
+    grid: int = 8
+    """Held-out triplets that are drawn for a sample grid."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("data.sources is empty; expected at least one, for example "
+                            "{kind: folder, path: my-triplets}")
+        _at_least(self, "data.", 0, "held_out", "sample_prompts")
+        _at_least(self, "data.", 1, "grid")
+        self.parsed()
+        self.parsed_eval()
+
+    def parsed(self) -> list[Source]:
+        return [_source(raw, f"data.sources.{k}") for k, raw in enumerate(self.sources)]
+
+    def parsed_eval(self) -> Source | None:
+        return None if self.eval is None else _source(self.eval, "data.eval")
+
+
+@dataclass(frozen=True)
+class BundleModel:
+    base: str
+    lora: str | None = None
+    """Result folder of a `corrector` run."""
+    most_megabytes: float = 24
+
+
+@dataclass(frozen=True)
+class BundleData:
+    """What becomes `reflect.json`."""
+
+    defaults: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+
+SECTIONS = {"vae": (VaeModel, VaeData), "base": (BaseModel, BaseData), "harvest": (HarvestModel, HarvestData),
+            "corrector": (CorrectorModel, CorrectorData), "bundle": (BundleModel, BundleData)}
+
+
+def _source(raw: dict[str, Any], key: str) -> Source:
+    source = parse(Source, raw, key + ".")
+    source.check(key)
+    return source
+
+
+def _check_tasks(weights: dict[str, float] | None, key: str) -> None:
+    from reflect_core.shapes.sample import TASKS
+
+    for name, weight in (weights or {}).items():
+        if name not in TASKS:
+            raise UserError(f"{key}: there is no task {name!r}; expected some of {', '.join(TASKS)}")
+        if weight < 0:
+            raise UserError(f"{key}.{name} is {weight}; expected at least 0")

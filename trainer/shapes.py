@@ -1,0 +1,123 @@
+"""What the trainer takes from the shapes world: scenes to learn from, flaws and their repairs, a judge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from reflect_core.shapes.corrupt import corrupt
+from reflect_core.shapes.detector import detect
+from reflect_core.shapes.evaluation import is_held_out
+from reflect_core.shapes.prompt import Requirement, parse
+from reflect_core.shapes.repair import apply, plan, words
+from reflect_core.shapes.sample import (
+    TASKS,
+    sample_prompt,
+    sample_requirement,
+    sample_scene,
+    sample_sentence,
+)
+from reflect_core.shapes.scene import Obj, render_array
+
+from .triplets import MARKER, Triplet
+
+MOST_TOLD = 3
+"""Flaws that one reflection speaks of; a picture with more is corrected in several rounds."""
+
+
+def task_weights(weights: dict[str, float] | None) -> np.ndarray:
+    """Chances of the tasks (7,); one that is not named has weight 1."""
+    values = np.array([(weights or {}).get(task, 1.0) for task in TASKS], dtype=float)
+    return values / values.sum()
+
+
+def random_pictures(count: int, seed: int) -> np.ndarray:
+    """Rendered training scenes as (count, 64, 64, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    scenes = (sample_scene(sample_requirement(TASKS[k % len(TASKS)], rng), rng) for k in range(count))
+    return np.stack([render_array(scene) for scene in scenes])
+
+
+def captioned(count: int, seed: int, weights: dict[str, float] | None) -> tuple[np.ndarray, list[list[str]]]:
+    """`count` pictures (count, 64, 64, 3) and for each three texts: two captions, and a caption with
+    an instruction behind it, in the language that the corrector will hear."""
+    rng = np.random.default_rng(seed)
+    chances = task_weights(weights)
+    pictures = np.empty((count, 64, 64, 3), dtype=np.uint8)
+    texts = []
+    for k in range(count):
+        task = TASKS[rng.choice(len(TASKS), p=chances)]
+        prompt, requirement = sample_prompt(task, rng)
+        scene = sample_scene(requirement, rng)
+        pictures[k] = render_array(scene)
+        second = _same_meaning(task, requirement, rng)
+        flawed = corrupt(scene, requirement, rng, int(rng.integers(1, 4)))
+        told = words(plan(flawed, requirement), requirement)
+        texts.append([prompt, second, f"{prompt} {MARKER} {told}" if told else prompt])
+    return pictures, texts
+
+
+def _same_meaning(task: str, requirement: Requirement, rng: np.random.Generator) -> str:
+    """Another sentence with the same meaning that is not held out."""
+    while True:
+        text = sample_sentence(requirement, rng)
+        if not is_held_out(task, text):
+            return text
+
+
+def corrupted_triplets(seed: int, count: int, tasks: dict[str, float] | None = None) -> Iterator[Triplet]:
+    """Triplets from corrupted scenes: 1 to 5 flaws each, of which up to three are told and mended."""
+    return itertools.islice(_corrupted(seed, tasks), count)
+
+
+def _corrupted(seed: int, tasks: dict[str, float] | None) -> Iterator[Triplet]:
+    rng = np.random.default_rng(seed)
+    chances = task_weights(tasks)
+    while True:
+        task = TASKS[rng.choice(len(TASKS), p=chances)]
+        prompt, requirement = sample_prompt(task, rng)
+        flawed = corrupt(sample_scene(requirement, rng), requirement, rng,
+                         int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.3, 0.2, 0.1, 0.05])))
+        triplet = mend(prompt, requirement, flawed, render_array(flawed), rng)
+        if triplet is not None:
+            yield triplet
+
+
+def mend(prompt: str, requirement: Requirement, objects: tuple[Obj, ...], picture: np.ndarray,
+         rng: np.random.Generator) -> Triplet | None:
+    """The triplet of a flawed picture in which `objects` are seen. None if nothing is wrong or no
+    mended scene was found."""
+    fixes = plan(objects, requirement)[:MOST_TOLD]
+    if not fixes:
+        return None
+    good = apply(objects, requirement, fixes, rng)
+    if good is None or any(o.shape == "blob" for o in good):
+        return None
+    return Triplet(prompt, words(fixes, requirement, MOST_TOLD), picture, render_array(good))
+
+
+def is_right(picture: np.ndarray, prompt: str) -> bool:
+    """Whether the detector finds nothing to mend."""
+    return not plan(detect(picture), parse(prompt))
+
+
+def correction_figures(triplets: Sequence[Triplet], drawn: Sequence[np.ndarray]) -> dict[str, float]:
+    """How well flawed pictures were corrected.
+
+    fix_rate: share of the pictures in which nothing is wrong any more. kept: share of the objects that
+    were right in the flawed picture and stand in the corrected one as they did.
+    """
+    fixed, kept = [], []
+    for triplet, picture in zip(triplets, drawn):
+        seen, wanted = detect(picture), detect(triplet.good)
+        fixed.append(is_right(picture, triplet.prompt))
+        stay = [o for o in detect(triplet.flawed) if any(_same(o, w) for w in wanted)]
+        kept += [any(_same(o, s) for s in seen) for o in stay]
+    return {"fix_rate": float(np.mean(fixed)), "kept": float(np.mean(kept)) if kept else 1.0}
+
+
+def _same(a: Obj, b: Obj, pixels: float = 3.0) -> bool:
+    """Whether two objects look alike and stand in the same place."""
+    return (a.shape, a.colour) == (b.shape, b.colour) and abs(a.x - b.x) <= pixels and abs(a.y - b.y) <= pixels
