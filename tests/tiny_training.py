@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
+from command import Result
+from safetensors.torch import load_file
+
+from trainer.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TRANSFORMERS_VERBOSITY": "error"}
@@ -54,3 +61,38 @@ def command(*arguments) -> list[str]:
 def train(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
     """`python trainer/train.py ...` in a process of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=300)
+
+
+def inside(capsys, *arguments) -> Result:
+    """The same in this process: torch is there already."""
+    capsys.readouterr()
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return Result(code, captured.out, captured.err)
+
+
+def run_main(arguments: list[str], output: str) -> None:
+    """What a forked process does: the command line, its output in a file."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.exit(main(arguments))
+
+
+def start(*arguments, output: Path):
+    """The command line in a new process that has torch and the trainer loaded: made in milliseconds, and can be
+    killed like any other."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_training", "trainer.loop", "trainer.tasks.vae", "trainer.tasks.base",
+                                    "trainer.tasks.harvest", "trainer.tasks.corrector"])
+    process = context.Process(target=run_main, args=([str(a) for a in arguments], str(output)))
+    process.start()
+    return process
+
+
+def tensors(*files: Path) -> dict[str, bytes]:
+    """Every tensor of safetensors files, as bytes."""
+    return {f"{file.name}/{key}": value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            for file in files for key, value in load_file(file).items()}

@@ -104,12 +104,14 @@ class _Run:
                 self.sample()
             progress = _Progress(config, self.done)
             while self.done < config.steps:
-                loss, norm = self.step()
-                progress.add(loss)
-                if self.done % config.log_every == 0:
-                    entry, line = progress.entry(self.done)
-                    self.log({**entry, "grad_norm": norm})
-                    self.report(line)
+                loss, norm = self.gradients()
+                with held():
+                    self.update()
+                    progress.add(loss)
+                    if self.done % config.log_every == 0:
+                        entry, line = progress.entry(self.done)
+                        self.log({**entry, "grad_norm": norm})
+                        self.report(line)
                 if self._due(config.save_every):
                     self.save()
                 if self._due(config.sample_every):
@@ -123,8 +125,8 @@ class _Run:
             self.report(f"interrupted: saved at step {self.done}; the same command goes on from here")
             raise
 
-    def step(self) -> tuple[float, float]:
-        """One step; returns its loss and the norm of its gradient."""
+    def gradients(self) -> tuple[float, float]:
+        """Put one step's gradients in place; returns its loss and the gradient's norm before clipping."""
         config, value = self.config, 0.0
         for part in range(config.accumulate):
             loss = self.task.loss(self.done, step_generator(config.seed, self.done, part)) / config.accumulate
@@ -134,11 +136,12 @@ class _Run:
             raise UserError(f"the loss became {value} at step {self.done}; try a lower lr than {config.lr}. The "
                             f"checkpoint of step {self.saved} is whole")
         norm = nn.utils.clip_grad_norm_(self.optimizers.named.values(), config.clip or math.inf)
-        with held():
-            self.optimizers.step(learning_rate(config, self.done))
-            self.averages.update(self.done)
-            self.done += 1
         return value, float(norm)
+
+    def update(self) -> None:
+        self.optimizers.step(learning_rate(self.config, self.done))
+        self.averages.update(self.done)
+        self.done += 1
 
     def save(self) -> None:
         if self.done > self.saved and self.commit not in self.commits:
@@ -157,11 +160,12 @@ class _Run:
         with torch.no_grad():
             figures = self.task.sample(partial, self.done)
         self.averages.leave()
-        if figures:
-            self.log(figures)
-            self.report(f"step {self.done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-        if partial.exists():
-            os.replace(partial, file)
+        with held():
+            if figures:
+                self.log(figures)
+                self.report(f"step {self.done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            if partial.exists():
+                os.replace(partial, file)
 
     def export(self, provenance: dict) -> Path:
         """Write the averaged weights as `result/`, whole or not at all."""
