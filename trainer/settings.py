@@ -70,6 +70,9 @@ class BaseModel:
     """Share of the captions that carry an instruction behind the marker."""
     distil: float = 0.25
     """Last share of the steps, in which guidance is distilled."""
+    time_mean: float = 0.0
+    """Mean of the normal whose logistic is the time: 0 is the paper's; above it, more of the noisy end, where
+    number, colour and place are decided."""
     sample_guidance: float = 2.5
 
     def __post_init__(self) -> None:
@@ -135,6 +138,8 @@ class CorrectorModel:
     condition_size: int | None = None
     """Pixels to which the flawed picture is reduced. null: as `size`. 512: published."""
     guidance: float = 1.0
+    time_mean: float = 0.0
+    """As for the base."""
     drop_reflection: float = 0.1
     drop_image: float = 0.1
     """Flawed picture black, and no reflection."""

@@ -127,7 +127,7 @@ class BaseTask:
         pick = torch.randint(len(self.bank["latents"]), (n,), generator=generator)
         x0 = self.bank["latents"][pick].float()
         noise = torch.randn(x0.shape, generator=generator)
-        t = torch.sigmoid(torch.randn(n, generator=generator))
+        t = torch.sigmoid(torch.randn(n, generator=generator) + self.m.time_mean)
         chance = torch.rand(n, generator=generator)
         drop, told = chance < 0.1, chance > 1 - self.m.instructed
         which = torch.where(told, 2, (chance * 1000).long() % 2)

@@ -154,7 +154,7 @@ class CorrectorTask:
         pick = self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
         x0, condition = bank["good"][pick].float(), bank["flawed"][pick].float()
         noise = torch.randn(x0.shape, generator=generator)
-        t = torch.sigmoid(torch.randn(n, generator=generator))
+        t = torch.sigmoid(torch.randn(n, generator=generator) + self.m.time_mean)
         chance = torch.rand(3, n, generator=generator)
         no_picture = chance[1] < m.drop_image
         no_reflection = (chance[0] < m.drop_reflection) | no_picture
