@@ -142,4 +142,4 @@ def test_a_bundle_replaces_a_model_folder_and_nothing_else(chain, tmp_path, caps
     assert "condition_sise" in inside(capsys, "--config", file, "--set", "data.options.condition_sise=64").error
     assert "no provenance.json" in inside(capsys, "--config", file, "--set", f"model.lora={folder}/bundle/lora").error
     assert contents(tmp_path / "out") == before
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["bundle.yaml", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle.yaml", "out"]

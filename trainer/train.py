@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,9 +54,8 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     return train(config, task, provenance, report)
 
 
-@contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """The run's folder, made if need be, and kept from other processes. Raises `UserError` if it cannot be."""
+def check_writable(out: Path) -> None:
+    """Make a folder if need be. Raises `UserError` if nothing can be written in it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -65,6 +64,11 @@ def owned(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}); expected a folder that can be made or written. "
                         "Choose another `out`") from error
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """A run's folder, kept from other processes. Raises `UserError` if another one has it."""
     try:
         lock = RecordLock(out)
     except UserError as error:
@@ -88,8 +92,9 @@ def commit() -> str:
 
 def run(config: TrainConfig, config_file: str, report: Report) -> Path:
     """Everything behind the checked config."""
-    # A bundle replaces its folder as a whole; a run goes on in it.
-    with owned(Path(config.out).parent if config.task == "bundle" else Path(config.out)):
+    out, replaced = Path(config.out), config.task == "bundle"  # as a whole; a run goes on in its folder
+    check_writable(out.parent if replaced else out)
+    with nullcontext() if replaced else owned(out):
         import torch
 
         from trainer.tasks.common import check_device
