@@ -1,1 +1,3 @@
-"""The trainer: one entry point (`train.py`), one loop (`loop.py`), one file a task."""
+"""The trainer. Read in this order: `train.py` (the entry point), `config.py` and `settings.py` (every key),
+`loop.py` (what all tasks share), `tasks/` (one file a task), `triplets.py` and `shapes.py` (where data comes from).
+"""
