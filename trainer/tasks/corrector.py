@@ -52,7 +52,7 @@ class CorrectorTask:
         sources = Sources(self.d, config.seed, self.size)
         self._load()
         settings = {"sources": sources.identity(), "size": self.size, "condition_size": self.condition_size,
-                    "length": self.m.text_length, "vae": fingerprint(self.parts["vae"])}
+                    "length": self.m.text_length, "vae": fingerprint(self.parts["vae"]), "precision": config.precision}
         self.bank = cached(Path(config.out), settings, lambda: self._make_bank(sources))
         self.rows = torch.cat([(self.bank["source"] == index).nonzero()[:, 0].repeat(source.repeat)
                                for index, source in enumerate(sources.sources)])
@@ -112,9 +112,10 @@ class CorrectorTask:
         with the reflection (told) and without, (T, L), and CLIP's, (T, 77)."""
         vae, clip = self.parts["vae"], self.parts["tokenizer"]
         prompts = [t.prompt for t in triplets]
-        flawed = np.stack([resized(t.flawed, self.condition_size) for t in triplets])
-        return {"flawed": encode_pictures(vae, flawed).half(),
-                "good": encode_pictures(vae, np.stack([t.good for t in triplets])).half(),
+        flawed, good = [resized(t.flawed, self.condition_size) for t in triplets], [t.good for t in triplets]
+        with autocast(self.config):
+            tokens = [encode_pictures(vae, np.stack(pictures)).half() for pictures in (flawed, good)]
+        return {"flawed": tokens[0], "good": tokens[1],
                 "told": self._t5_ids([t.told for t in triplets]).int(), "untold": self._t5_ids(prompts).int(),
                 "clip": token_ids(clip, prompts, clip.model_max_length).int()}
 
