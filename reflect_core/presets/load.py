@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # A pipeline's class in model_index.json -> where its generator is. Each has `from_folder(path, **options)`.
 FAMILIES = {
     "FluxPipeline": ("..generators.flux_corrector.pipeline", "FluxCorrector"),
-    "SanaPipeline": ("..generators.reflect_dit.pipeline", "ReflectDit"),
 }
 
 _INDEX = ("a model folder in diffusers layout has one; try the folder above or below, or download the model "
@@ -58,9 +58,9 @@ def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
     """The generator of a bundled model or a folder; options go to its `from_folder`."""
     folder = find_model(name_or_folder)
     kind = read_json(folder / "model_index.json", _INDEX).get("_class_name")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{folder / 'model_index.json'}: _class_name is {kind!r}; expected one of "
-                        f"{', '.join(FAMILIES)}")
+                        f"{', '.join(FAMILIES)}; try a model of that family")
     module, name = FAMILIES[kind]
     return getattr(importlib.import_module(module, __package__), name).from_folder(folder, **options)
 
@@ -72,11 +72,20 @@ def read_settings(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     settings = read_json(file, "")
     defaults, options = settings.get("defaults", {}), settings.get("options", {})
+    for name, value in (("defaults", defaults), ("options", options)):
+        if not isinstance(value, dict):
+            raise UserError(f"{file}: {name} is {value!r}; expected a JSON object, {{}} for none")
     unknown = sorted(set(settings) - {"defaults", "options", "about"})
     unknown += sorted(set(defaults) - {"width", "height", "steps", "guidance"})
     if unknown:
         raise UserError(f"{file}: has unknown {', '.join(unknown)}; expected 'defaults' (width, height, "
                         "steps, guidance), 'options' and 'about'")
+    for name, value in defaults.items():
+        whole = name != "guidance"
+        kind, least = (int, 1) if whole else ((int, float), 0)
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            raise UserError(f"{file}: defaults has {name} {value!r}; expected a "
+                            f"{'whole number of 1' if whole else 'number of 0'} or more")
     return dict(defaults), dict(options)
 
 
@@ -136,12 +145,24 @@ def _check_component(folder: Path, kind: str) -> None:
         read_json(folder / "scheduler_config.json", again)
     elif "Tokenizer" in kind:
         read_json(folder / "tokenizer_config.json", again)
-        if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "spiece.model")):
-            raise UserError(f"{folder / 'tokenizer.json'}: no such file; {again}")
+        _check_tokenizer(folder, kind, again)
     else:
         read_json(folder / "config.json", again)
         for file in _weight_files(folder, again):
             check_safetensors(file)
+
+
+def _check_tokenizer(folder: Path, kind: str, again: str) -> None:
+    """One of the sets of files that a tokenizer of this class is made from must be there and not empty."""
+    sets = [("tokenizer.json",)]
+    if kind.startswith("CLIP"):
+        sets.append(("vocab.json", "merges.txt"))
+    elif kind.startswith("T5"):
+        sets.append(("spiece.model",))
+    if not any(all((folder / f).is_file() and (folder / f).stat().st_size for f in files) for files in sets):
+        raise UserError(f"{folder}: has no {', nor '.join(' with '.join(files) for files in sets)}; {again}")
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder / "tokenizer.json", again)
 
 
 def _weight_files(folder: Path, again: str) -> list[Path]:
@@ -152,6 +173,10 @@ def _weight_files(folder: Path, again: str) -> list[Path]:
             names = read_json(shards, again).get("weight_map")
             if not isinstance(names, dict) or not names:
                 raise UserError(f"{shards}: has no weight_map; {again}")
+            for key, name in names.items():
+                if not isinstance(name, str) or Path(name).name != name:
+                    raise UserError(f"{shards}: weight_map has {name!r} for {key}; expected the name of a file "
+                                    f"beside it; {again}")
             return [folder / name for name in sorted(set(names.values()))]
         if (folder / f"{stem}.safetensors").is_file():
             return [folder / f"{stem}.safetensors"]

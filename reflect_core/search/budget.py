@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..types import UserError
+from ..types import Cost, UserError
 from . import codec
-from .ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,12 @@ class Budget:
 
     pictures: int | None = None
     denoiser_evaluations: int | None = None
+    """Never exceeded: the generator says beforehand what a picture takes (`Generator.evaluations`)."""
     judge_calls: int | None = None
-    """By all actors: one for each picture judged, and what language-model reflectors and refiners
-    report. A picture is only drawn when a call is left to judge it with."""
+    """By all actors: one for each picture judged, or what an actor reports (`spent`). A picture is only
+    drawn when enough calls are left to judge it with, at one call a picture or the most that it has
+    taken so far. So an actor that reports more than one call an item is taken at face value the first
+    time, and a call that is dearer than all before it may overrun the budget, once."""
     seconds: float | None = None
     """Wall time. Looked at between actions and between chunks; what has begun is finished."""
 
@@ -39,37 +41,37 @@ class Budget:
                 raise UserError(f"the budget's {field.name} must be {what} above 0; got {value!r}; "
                                 "try to leave it out for no limit")
 
-    def spent(self, ledger: Ledger, seconds: float | None = None) -> str | None:
-        """The reason to stop if some limit is reached, else None. `seconds`: wall time so far, if
-        the caller knows better than the ledger."""
-        total = ledger.total
-        used = {"pictures": total.pictures, "denoiser_evaluations": total.denoiser_evaluations,
-                "judge_calls": total.judge_calls}
-        for name, value in used.items():
+    def exhausted(self, spent: Cost) -> str | None:
+        """The reason to stop if some limit is reached, else None. The seconds of `spent` are wall time."""
+        for field in fields(self):
+            limit = getattr(self, field.name)
+            if limit is not None and getattr(spent, field.name) >= limit:
+                return f"the budget of {limit:g} {_words(field.name)} is spent"
+        return None
+
+    def fits(self, spent: Cost, evaluations: Sequence[int], calls: float = 1.0) -> tuple[int, str]:
+        """How many pictures, from the first on, may be drawn and judged, and why not one more ('' if all may).
+
+        `evaluations`: denoiser evaluations that each of them takes; `calls`: judge calls for one.
+        """
+        count, reason = len(evaluations), ""
+        needs = {"pictures": lambda n: n, "judge_calls": lambda n: math.ceil(n * calls),
+                 "denoiser_evaluations": lambda n: sum(evaluations[:n])}
+        for name, need in needs.items():
             limit = getattr(self, name)
-            if limit is not None and value >= limit:
-                return f"the budget of {limit} {name.replace('_', ' ')} is spent"
-        return self.out_of_time(ledger.seconds if seconds is None else seconds)
-
-    def out_of_time(self, seconds: float) -> str | None:
-        """The reason to stop if `seconds` of wall time are more than there were, else None."""
-        if self.seconds is None or seconds < self.seconds:
-            return None
-        return f"the budget of {self.seconds:g} seconds is spent"
-
-    def fits(self, ledger: Ledger, evaluations: Sequence[int]) -> int:
-        """How many of the requests, from the first on, may be drawn and judged; `evaluations` is the
-        denoiser evaluations that each of them costs."""
-        total, count = ledger.total, len(evaluations)
-        if self.pictures is not None:
-            count = min(count, self.pictures - total.pictures)
-        if self.judge_calls is not None:
-            count = min(count, self.judge_calls - total.judge_calls)
-        if self.denoiser_evaluations is not None:
-            left = self.denoiser_evaluations - total.denoiser_evaluations
-            while count > 0 and sum(evaluations[:count]) > left:
+            while limit is not None and count > 0 and need(count) > limit - getattr(spent, name):
+                reason = self._too_little(name, f"{count} more picture{'' if count == 1 else 's'}")
                 count -= 1
-        return max(count, 0)
+        return count, reason
+
+    def forbids_calls(self, spent: Cost, calls: float, actor: str) -> str | None:
+        """The reason to stop if so many judge calls are not left for `actor`, else None."""
+        if self.judge_calls is None or spent.judge_calls + math.ceil(calls) <= self.judge_calls:
+            return None
+        return self._too_little("judge_calls", f"the {actor}")
+
+    def _too_little(self, name: str, what: str) -> str:
+        return f"what is left of {getattr(self, name)} {_words(name)} is not enough for {what}"
 
     def to_json(self) -> dict[str, Any]:
         return codec.flat_to_json(self)
@@ -77,3 +79,7 @@ class Budget:
     @classmethod
     def from_json(cls, data: Any) -> Budget:
         return codec.flat_from_json(cls, data)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

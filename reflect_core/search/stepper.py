@@ -6,9 +6,7 @@ actor is called, so an error, Ctrl-C or a kill costs at most the call that was i
 
     plan  ->  [ draw a chunk -> pictures safe -> one line -> judge it -> one line ] ...
 
-Answers are matched to candidates by position and counted; an actor that returns too few or too
-many is an error. The official code drops failed answers silently and goes on with shorter lists in
-completion order (spec 7, items 1 and 2).
+The actors are called through `actors.py`, which counts what they answer and what they spend.
 """
 
 from __future__ import annotations
@@ -16,43 +14,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verdict, Verifier
-from . import codec
+from .actors import ActorError, Actors, as_recorded, as_texts, expect_pictures
 from .budget import Budget
 from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Stopped
+from .events import Event, EventCallback
 from .policy import Action, Draw, Judge, Policy, Refine, Reflect, Stop
 from .run import Candidate, Run
-
-
-class ActorError(RuntimeError):
-    """A generator, verifier, reflector or refiner broke its contract (a bug in it, not in the run)."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened; for progress bars. The stepper's `so_far` has everything else."""
-
-    kind: str
-    """'planned', 'step', 'drawn', 'judged', 'reflected', 'refined' or 'stopped'."""
-    round: int
-    candidate: int | None = None
-    """For 'drawn', 'judged', 'reflected' and 'refined': one event for each candidate."""
-    score: float | None = None
-    accepted: bool | None = None
-    step: int = 0
-    """For 'step': denoising step `step` of `steps` of the chunk that is being drawn."""
-    steps: int = 0
-    pictures: int = 0
-    """Pictures drawn so far, of at most `most_pictures`."""
-    most_pictures: int = 0
-    text: str = ""
-    """The judge's reason, the reflection, the refined prompt, or why the run stopped."""
-
-
-EventCallback = Callable[[Event], None]
 
 
 class Recorder(Protocol):
@@ -324,22 +295,3 @@ def chunk_sizes(requests: Sequence[Request], chunk: int) -> tuple[int, ...]:
             sizes.append(1)
         last = shape
     return tuple(sizes)
-
-
-def _checked(verdict: Verdict) -> Verdict:
-    """The verdict as it will read back from a record. ActorError if it cannot be kept or ranked."""
-    try:
-        verdict = codec.verdict_from_json(codec.plain(codec.verdict_to_json(verdict)))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ActorError(f"the verifier returned a verdict that JSON cannot hold: {error}; got {verdict!r}"
-                         ) from error
-    if not 0.0 <= verdict.score <= 1.0:
-        raise ActorError(f"the verifier returned a score of {verdict.score}; expected one in [0, 1]")
-    return verdict
-
-
-def _texts(actor: str, texts: Sequence[Any]) -> tuple[str, ...]:
-    for text in texts:
-        if not isinstance(text, str):
-            raise ActorError(f"the {actor} returned {text!r}; expected text")
-    return tuple(texts)

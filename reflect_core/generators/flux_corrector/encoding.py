@@ -9,7 +9,7 @@ the transformer this costs nothing.
 from __future__ import annotations
 
 import hashlib
-import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -42,39 +42,53 @@ class Kept:
 
 
 class TextEncoders:
-    """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them."""
+    """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them.
+
+    They are handed over on `device`, wherever the encoders are. Each encoder sees only so many tokens of
+    a text, so that two long ones can have the same states; a text that is cut is warned about once, with
+    the words that are not seen.
+    """
 
     def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int,
-                 keep: int):
+                 keep: int, device: torch.device | str = "cpu"):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2 = tokenizer_2, text_encoder_2
-        self.max_sequence_length = max_sequence_length
+        self.max_sequence_length, self.device = max_sequence_length, device
         self.pooled_kept, self.states_kept = Kept(keep), Kept(keep)
+        self.warned: set[tuple[str, str]] = set()
 
     def pooled(self, text: str) -> tuple[Tensor, bool]:
         """CLIP's pooled vector (P,), and whether it had to be made. Cut at CLIP's own length."""
         return self.pooled_kept.get(text, lambda: self._pooled(text))
 
     def states(self, text: str) -> tuple[Tensor, bool]:
-        """T5's states (L, D), and whether they had to be made. A longer text is cut, with a warning."""
+        """T5's states (L, D), and whether they had to be made. Cut at `max_sequence_length`."""
         return self.states_kept.get(text, lambda: self._states(text))
 
     def _pooled(self, text: str) -> Tensor:
-        ids = self.tokenizer([text], padding="max_length", max_length=self.tokenizer.model_max_length,
-                             truncation=True, return_tensors="pt").input_ids
+        ids = self._ids("CLIP", self.tokenizer, self.tokenizer.model_max_length, text)
         encoder = self.text_encoder
-        return encoder(ids.to(encoder.device)).pooler_output[0].to(encoder.dtype)
+        return encoder(ids.to(encoder.device)).pooler_output[0].to(self.device, encoder.dtype)
 
     def _states(self, text: str) -> Tensor:
-        most = self.max_sequence_length
-        ids = self.tokenizer_2([text], padding="max_length", max_length=most, truncation=True,
-                               return_tensors="pt").input_ids
-        length = len(self.tokenizer_2(text).input_ids)
-        if length > most:
-            log = logging.getLogger(__name__)
-            log.warning("a text of %d tokens was cut at %d: %.60s...", length, most, text)
+        ids = self._ids("T5", self.tokenizer_2, self.max_sequence_length, text)
         encoder = self.text_encoder_2
-        return encoder(ids.to(encoder.device))[0][0].to(encoder.dtype)
+        return encoder(ids.to(encoder.device))[0][0].to(self.device, encoder.dtype)
+
+    def _ids(self, name: str, tokenizer, most: int, text: str) -> Tensor:
+        """Token ids (1, most), padded or cut."""
+        tokens = tokenizer([text], padding="max_length", max_length=most, truncation=True, return_tensors="pt",
+                           return_attention_mask=True)
+        # Only a text that fills every place can have been cut, so hardly any is tokenized again.
+        if tokens.attention_mask.all() and (name, text) not in self.warned:
+            # Not `verbose`: no line of transformers about a text that is too long to be encoded whole.
+            whole = tokenizer(text, verbose=False).input_ids
+            if len(whole) > most:
+                self.warned.add((name, text))
+                lost = tokenizer.decode(whole[most - 1:-1])  # the last of both is the end mark
+                warnings.warn(f"{name} sees {most} of the {len(whole)} tokens of {_shown(text)}; it does not see the "
+                              f"end, {_shown(lost)}; try a shorter prompt or reflection", stacklevel=2)
+        return tokens.input_ids
 
 
 class ConditionEncoder:
@@ -107,5 +121,9 @@ class ConditionEncoder:
 
 
 def vae_scale(vae) -> int:
-    """Pixels to one latent, along a side."""
+    """Pixels to one latent of an `AutoencoderKL`, along a side. Weights are not needed."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _shown(text: str, most: int = 100) -> str:
+    return repr(text if len(text) <= most else text[:most - 3] + "...")

@@ -14,43 +14,87 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from ...presets.load import check_model_folder
+from ...presets.load import check_model_folder, read_json
 from ...types import UserError
-from .lora import LORA_FILE, ConditionLora
+from .lora import ConditionLora
+from .lora_file import LORA_FILE, PEFT_FILE
+from .memory import enough_memory, is_out_of_memory
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
-_CLASSES = {
-    "transformer": ("FluxTransformer2DModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("T5EncoderModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast"),
-    "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast"),
-    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-}
+_CLASSES = {name: tuple((library, kind) for kind in kinds) for name, library, *kinds in (
+    ("transformer", "diffusers", "FluxTransformer2DModel"),
+    ("vae", "diffusers", "AutoencoderKL"),
+    ("text_encoder", "transformers", "CLIPTextModel"),
+    ("text_encoder_2", "transformers", "T5EncoderModel"),
+    ("tokenizer", "transformers", "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast"),
+    ("tokenizer_2", "transformers", "T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast"),
+    ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"),
+)}
 
 
-def load_components(folder: str | Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Every component of a folder by its diffusers name, on the CPU, models in evaluation mode.
+def check_folder(folder: str | Path) -> dict[str, Any]:
+    """The model index of a folder that has every file and only classes of the FLUX.1 family.
 
-    The whole folder is checked before the first weight is read. Raises UserError, naming the file.
+    Reads no weights. Raises UserError, naming the file.
     """
     folder = Path(folder)
     index = check_model_folder(folder, COMPONENTS)
     for name in COMPONENTS:
-        if index[name][1] not in _CLASSES[name]:
-            raise UserError(f"{folder / 'model_index.json'}: {name} is a {index[name][1]}; expected "
-                            f"{' or '.join(_CLASSES[name])}; a corrector is of the FLUX.1 family")
-    with _quiet():
-        return {name: _load(folder, name, index[name], dtype) for name in COMPONENTS}
+        library, kind = index[name]
+        if (library, kind) not in _CLASSES[name]:
+            choices = " or ".join(" ".join(choice) for choice in _CLASSES[name])
+            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected {choices}; a "
+                            "corrector is of the FLUX.1 family")
+    return index
+
+
+def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+                    encoder_device: str | torch.device | None = None) -> dict[str, Any]:
+    """Every component of a folder by its diffusers name, models in evaluation mode and frozen.
+
+    The whole folder is checked before the first weight is read, and each model is on its device before
+    the next is read. Raises UserError, naming the file.
+
+    Args:
+        encoder_device: where the two text encoders go; None: `device`, like the rest.
+    """
+    folder = Path(folder)
+    index = check_folder(folder)
+    parts = {}
+    with _quiet(), enough_memory():
+        for name in COMPONENTS:
+            where = encoder_device if encoder_device is not None and name.startswith("text_encoder") else device
+            part = _load(folder, name, index[name], dtype)
+            parts[name] = part.to(where) if isinstance(part, nn.Module) else part
+    return parts
+
+
+def load_outlines(folder: str | Path) -> dict[str, nn.Module]:
+    """The transformer and the autoencoder as their config.json describes them, without weights (meta device).
+
+    So that what must fit to them can be checked before tens of gigabytes are read.
+    """
+    folder, outlines = Path(folder), {}
+    index = check_folder(folder)
+    for name in ("transformer", "vae"):
+        cls = _class(index[name])
+        config = read_json(folder / name / "config.json", "")
+
+        def build(cls=cls, config=config) -> nn.Module:
+            with torch.device("meta"):
+                return cls.from_config(config)
+
+        outlines[name] = _wrapped(folder / name / "config.json", build)
+    return outlines
 
 
 def folder_lora(folder: str | Path) -> Path | None:
     """The LoRA file that a model folder carries, or None."""
-    file = Path(folder) / "lora" / LORA_FILE
-    return file if file.is_file() else None
+    files = (Path(folder) / "lora" / name for name in (LORA_FILE, PEFT_FILE))
+    return next((file for file in files if file.is_file()), None)
 
 
 def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_encoder_2, scheduler,
@@ -86,18 +130,25 @@ def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_enc
     return folder
 
 
-def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
+def _class(entry: list[str]) -> type:
+    """The class that an entry of model_index.json names."""
     import diffusers
     import transformers
 
     library, kind = entry
-    cls = getattr(diffusers if library == "diffusers" else transformers, kind)
+    return getattr(diffusers if library == "diffusers" else transformers, kind)
+
+
+def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
+    import transformers
+
+    cls = _class(entry)
     where = {"local_files_only": True}
     if "tokenizer" in name or name == "scheduler":
         return _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
     # transformers says `dtype` since 4.56 and warns about the older word, which diffusers still has.
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    new_word = library == "transformers" and version >= (4, 56)
+    new_word = entry[0] == "transformers" and version >= (4, 56)
     where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True,
               "output_loading_info": True}
     model, info = _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
@@ -107,6 +158,13 @@ def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
         raise UserError(f"{folder / name}: its weights lack {missing[0]}" +
                         (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
                         "; expected all that its config.json describes; try to download the model again")
+    # And leave out what the config has no place for, as when it says fewer blocks than there are.
+    surplus = sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids"))
+    if surplus and entry[0] == "diffusers":
+        raise UserError(f"{folder / name}: its weights have {surplus[0]}" +
+                        (f" and {len(surplus) - 1} more" if len(surplus) > 1 else "") +
+                        ", which its config.json does not describe; expected weights and config of one model; try "
+                        "to download the model again")
     return model.eval().requires_grad_(False)
 
 
@@ -114,6 +172,8 @@ def _wrapped(where: Path, load) -> Any:
     try:
         return load()
     except Exception as error:  # whatever the two libraries raise for a broken config or a wrong shape
+        if is_out_of_memory(error):
+            raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{where}: cannot be loaded ({said}); expected the files that diffusers saved; try "
                         "to download the model again") from error
@@ -132,13 +192,15 @@ def _published_clip_names(file: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of transformers while a folder is read or written; its setting comes back."""
-    from transformers.utils import logging
+    """No progress bars of the two libraries while a folder is read or written; their settings come back."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        for logging in shown:
             logging.enable_progress_bar()

@@ -7,15 +7,15 @@ no final layer and no norm of queries or keys is adapted.
 What differs from the official code: it puts peft layers into the transformer and multiplies their
 scale by zero for every call on text and image tokens. Here the weights stay beside an untouched
 transformer, and the forward (`transformer.py`) adds the delta on the condition tokens only. The
-file layout is the published one, which peft and diffusers read too; peft itself is not needed.
+file layout is the published one, which peft and diffusers read too, and what peft saves by itself is
+read as well (`lora_file.py`); peft itself is not needed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,14 +23,10 @@ from torch import Tensor, nn
 
 from ...presets.load import read_safetensors
 from ...types import UserError
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from .lora_file import LORA_FILE, check_fit, find_lora, read_adapter_config, read_lora
 
 DOUBLE_LAYERS = ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2")
 SINGLE_LAYERS = ("norm.linear", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
-
-# The first is what the published file has, the second what peft writes by itself.
-_PREFIXES = ("transformer.", "base_model.model.")
 
 
 def adapted_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
@@ -96,31 +92,30 @@ class ConditionLora(nn.Module):
 
         The rank comes from the shapes. Alpha comes from `.alpha` keys or from the adapter metadata
         that newer diffusers writes; a file with neither (the published one) has alpha = rank.
-        Raises UserError for a file that is missing, cut short, a pickle, or for another model.
+        A LoRA that peft saved has its alpha in the `adapter_config.json` beside it. Raises UserError for
+        a file that is missing, cut short, a pickle, or for another model.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / LORA_FILE
+        file = find_lora(path)
         tensors, metadata = read_safetensors(file)
-        downs, ups, alphas = {}, {}, {}
-        for key, tensor in tensors.items():
-            name = next((key[len(p):] for p in _PREFIXES if key.startswith(p)), None)
-            for ending, table in ((".lora_A.weight", downs), (".lora_B.weight", ups), (".alpha", alphas)):
-                if name is not None and name.endswith(ending):
-                    table[name[: -len(ending)]] = (key, tensor)
-                    break
-            else:
-                raise UserError(f"{file}: key {key!r} is not of a corrector LoRA; expected keys like "
-                                "'transformer.x_embedder.lora_A.weight'; try a file saved by diffusers")
-        if not downs:
-            raise UserError(f"{file}: holds no LoRA tensors; expected keys like "
-                            "'transformer.x_embedder.lora_A.weight'")
-        _check_against(transformer, file, downs, ups)
-        default = _metadata_alpha(metadata, file)
-        found = {p: float(t.item()) for p, (_, t) in alphas.items()}
-        every = {p: found.get(p, default(p)) for p in downs}
-        return cls({p: (downs[p][1], ups[p][1]) for p in downs},
-                   {p: a for p, a in every.items() if a is not None})
+        return cls.from_tensors(tensors, metadata, transformer, str(file), read_adapter_config(file))
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], metadata: dict[str, str], transformer: nn.Module,
+                     source: str = "the LoRA", adapter: dict[str, Any] | None = None) -> ConditionLora:
+        """A LoRA from the tensors of a file and its metadata; see `load`.
+
+        Args:
+            transformer: a `FluxTransformer2DModel`; one on the meta device will do.
+            source: what error messages call the file.
+            adapter: peft's settings, needed when the tensors have peft's own names.
+        """
+        return cls(*read_lora(tensors, metadata, adapter, adapted_layers(transformer), source))
+
+    def check(self, transformer: nn.Module, source: str = "the LoRA") -> None:
+        """Raise UserError, naming the first key that does not fit, when this is another model's LoRA."""
+        tables = ({path: (f"transformer.{path}.lora_{m}.weight", table[_key(path)]) for path in self.paths}
+                  for m, table in (("A", self.down), ("B", self.up)))
+        check_fit(adapted_layers(transformer), source, *tables)
 
     def save(self, path: str | Path) -> Path:
         """Write the published layout to a file, or as `pytorch_lora_weights.safetensors` in a folder.
@@ -163,53 +158,3 @@ class ConditionLora(nn.Module):
 
 def _key(path: str) -> str:
     return path.replace(".", "/")
-
-
-def _check_against(transformer: nn.Module, file: Path, downs: dict, ups: dict) -> None:
-    """Raise UserError naming the first key that does not fit the transformer, with both shapes."""
-    layers = adapted_layers(transformer)
-    for path, key, tensor, down in _in_order(downs, ups):
-        if path not in layers:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but this transformer has no "
-                            "such layer that a corrector adapts; the LoRA was made for another "
-                            "architecture. Try the LoRA that belongs to this model")
-        layer = layers[path]
-        other = (ups if down else downs).get(path)
-        if other is None:
-            raise UserError(f"{file}: {key} has no partner lora_{'B' if down else 'A'}; expected both; the "
-                            "file is incomplete, try to download it again")
-        rank = tensor.shape[0 if down else -1] if tensor.ndim == 2 else 0
-        expected = (rank, layer.in_features) if down else (layer.out_features, downs[path][1].shape[0])
-        if tuple(tensor.shape) != expected or rank < 1:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but this transformer needs "
-                            f"{expected}; the LoRA was made for another architecture. Try the LoRA that "
-                            "belongs to this model")
-
-
-def _in_order(downs: dict, ups: dict) -> Iterator[tuple[str, str, Tensor, bool]]:
-    for path in sorted(set(downs) | set(ups)):
-        for table, down in ((downs, True), (ups, False)):
-            if path in table:
-                yield path, *table[path], down
-
-
-def _metadata_alpha(metadata: dict[str, str], file: Path):
-    """The alpha that a file's `lora_adapter_metadata` gives each path, as a function; None: unsaid."""
-    try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        alpha = config.get("transformer.lora_alpha")
-        patterns = config.get("transformer.alpha_pattern") or {}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: its lora_adapter_metadata is not readable ({error}); expected JSON of the "
-                        "adapter's settings") from error
-    if config.get("transformer.use_dora") or config.get("transformer.use_rslora"):
-        raise UserError(f"{file}: uses DoRA or rank-stabilised LoRA, which a corrector does not; expected a "
-                        "plain LoRA")
-
-    def of(path: str) -> float | None:
-        for pattern, value in patterns.items():
-            if path == pattern or path.endswith("." + pattern):
-                return float(value)
-        return None if alpha is None else float(alpha)
-
-    return of

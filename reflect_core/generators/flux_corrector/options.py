@@ -5,6 +5,7 @@ ReflectionFlow, sections 1.2 (condition picture), 1.4 (attention), 1.8 (text) an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ...types import Request, UserError
@@ -54,16 +55,20 @@ class CorrectorOptions:
         _one_of("posterior", self.posterior, ("sample", "mode"))
         for name in ("condition_size", "max_sequence_length", "max_batch", "text_cache", "condition_cache"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise UserError(f"option {name} is {value!r}; expected a whole number of 1 or more")
-        if self.condition_scale <= 0:
-            raise UserError(f"option condition_scale is {self.condition_scale!r}; expected more than 0")
-        if self.true_cfg_scale < 1:
-            raise UserError(f"option true_cfg_scale is {self.true_cfg_scale!r}; expected 1 (off) or more")
+        for name in ("union_cond_attn", "latent_lora"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
+        if not is_number(self.condition_scale) or self.condition_scale <= 0:
+            raise UserError(f"option condition_scale is {self.condition_scale!r}; expected a number above 0, 1 for "
+                            "the published strength")
+        if not is_number(self.true_cfg_scale) or self.true_cfg_scale < 1:
+            raise UserError(f"option true_cfg_scale is {self.true_cfg_scale!r}; expected a number of 1 (off) or more")
         offset = self.condition_offset
-        if offset is not None and (len(offset) != 2 or not all(isinstance(v, int) for v in offset)):
+        if offset is not None and not (isinstance(offset, tuple) and len(offset) == 2 and all(map(is_whole, offset))):
             raise UserError(f"option condition_offset is {offset!r}; expected two whole numbers, rows and "
-                            "columns")
+                            "columns, or null")
 
     def texts(self, request: Request) -> tuple[str, str]:
         """(CLIP's text, T5's text) of a request. Without a reflection there is no marker either."""
@@ -75,6 +80,16 @@ class CorrectorOptions:
             both = f"{request.prompt} [Reflexion]: {feedback}" if feedback else request.prompt
             return both, both
         return original, f"{request.prompt} [Reflexion] {feedback}" if feedback else request.prompt
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite int or float, and not a bool, which Python counts among the ints."""
+    return is_whole(value) or isinstance(value, float) and math.isfinite(value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -11,8 +11,9 @@ never touches text and image tokens.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, StepCallback, UserError
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
-from .folder import folder_lora, load_components
+from .folder import folder_lora, load_components, load_outlines
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
+from .memory import enough_memory
 from .options import CorrectorOptions
+from .requests import check_request
 from .transformer import Condition, Prepared, denoise, prepare
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
@@ -41,32 +44,39 @@ class FluxCorrector:
                  text_encoder_2: nn.Module,
                  tokenizer: Any, tokenizer_2: Any, scheduler: Any, lora: ConditionLora | None = None,
                  options: CorrectorOptions | None = None, defaults: dict[str, Any] | None = None):
-        """Take loaded components, all on one device and of one dtype. Most callers want `from_folder`."""
+        """Take loaded components of one dtype. Most callers want `from_folder`.
+
+        Transformer, autoencoder and LoRA are on one device, the text encoders where they like. Raises
+        UserError for components that do not go together, or a LoRA of another model.
+        """
         self.options = options = CorrectorOptions() if options is None else options
+        _check_parts(transformer, vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, lora=lora)
+        _check_condition_size(options, vae)
         self.transformer, self.vae, self.lora = transformer, vae, lora
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
-                                  options.max_sequence_length, options.text_cache)
+                                  options.max_sequence_length, options.text_cache, transformer.device)
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
                                            options.condition_cache)
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
-        if options.condition_size % self.patch:
-            raise UserError(f"option condition_size is {options.condition_size}; expected a multiple of "
-                            f"{self.patch}, the pixels to one token")
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+                    encoder_device: str | torch.device | None = None,
                     options: CorrectorOptions | None = None, **changes: Any) -> FluxCorrector:
-        """Load a model folder, without network.
+        """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
         Args:
             path: a folder in diffusers layout, see `folder.py`.
             lora: the corrector's weights, as a file, a folder or loaded. None: the folder's own, if it
-                has one; without any the generator draws plain pictures only (`max_context` is 0).
+                has one; without any the generator draws plain pictures only (`max_context` is 0). A
+                loaded one is copied.
             dtype: fp32, bf16 or fp16, for all components.
+            encoder_device: where the text encoders are kept; None: with the rest. FLUX.1-dev's take 10 GB in
+                bf16 and are needed only once a text, so "cpu" spares a GPU that much.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
@@ -80,13 +90,15 @@ class FluxCorrector:
             raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or CorrectorOptions(), **settings)
-        parts = load_components(path, dtype)
-        for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-            parts[name] = parts[name].to(device)
-        if lora is None:
-            lora = folder_lora(path)
-        if lora is not None and not isinstance(lora, ConditionLora):
-            lora = ConditionLora.load(lora, parts["transformer"])
+        outlines = load_outlines(path)
+        _check_condition_size(options, outlines["vae"])
+        lora = folder_lora(path) if lora is None else lora
+        if isinstance(lora, ConditionLora):
+            lora.check(outlines["transformer"])
+            lora = copy.deepcopy(lora)
+        elif lora is not None:
+            lora = ConditionLora.load(lora, outlines["transformer"])
+        parts = load_components(path, dtype, device, encoder_device)
         if lora is not None:
             lora = lora.to(device, dtype).requires_grad_(False)
         return cls(**parts, lora=lora, options=options, defaults=defaults)
@@ -96,6 +108,10 @@ class FluxCorrector:
         """1 with a corrector LoRA, 0 without."""
         return 0 if self.lora is None else 1
 
+    def evaluations(self, request: Request) -> int:
+        """Denoiser evaluations that drawing `request` costs: one a step and guidance branch."""
+        return request.steps * (2 if self.options.true_cfg_scale > 1 else 1)
+
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
         """Draw every request; the results are in the order of the requests.
 
@@ -104,34 +120,34 @@ class FluxCorrector:
         up to fp32 rounding (1e-5), and to the last bit when the same requests are drawn again.
         `callback(step, steps)` is called after each step of each batch and may raise to cancel.
         """
-        for request in requests:
-            self._check(request)
-        drawn: list[Drawn | None] = [None] * len(requests)
-        for rows in self._batches(requests):
-            batch = [requests[row] for row in rows]
-            start = time.perf_counter()
-            with torch.no_grad():
-                latents, calls = self._sample(batch, callback)
-                pictures = self._decode(latents, batch[0])
-            seconds = (time.perf_counter() - start) / len(batch)
-            passes = 2 if self.options.true_cfg_scale > 1 else 1
-            for row, request, picture, encoded in zip(rows, batch, pictures, calls):
-                cost = Cost(pictures=1, denoiser_evaluations=request.steps * passes,
-                            text_encoder_calls=encoded, seconds=seconds)
-                drawn[row] = Drawn(picture, cost)
-        return drawn
+        made = self._made(requests, callback, self._decode)
+        return [Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
+                                    text_encoder_calls=encoded, seconds=seconds))
+                for request, (picture, encoded, seconds) in zip(requests, made)]
 
     def draw_latents(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Tensor]:
         """As `draw`, but the final latent tokens (N, C) of each request, before the autoencoder."""
+        return [latents for latents, _, _ in self._made(requests, callback, lambda latents, request: latents)]
+
+    def _made(self, requests: Sequence[Request], callback: StepCallback | None,
+              finish: Callable[[Tensor, Request], Sequence]) -> list[tuple[Any, int, float]]:
+        """Each request's result, its text-encoder calls and its share of the seconds.
+
+        finish: the results of latent tokens (B, N, C) that go together, given one of their requests.
+        """
         for request in requests:
-            self._check(request)
-        latents: list[Tensor | None] = [None] * len(requests)
+            check_request(request, self.patch, self.max_context)
+        made: list = [None] * len(requests)
         for rows in self._batches(requests):
-            with torch.no_grad():
-                batch, _ = self._sample([requests[row] for row in rows], callback)
-            for row, value in zip(rows, batch):
-                latents[row] = value
-        return latents
+            batch = [requests[row] for row in rows]
+            start = time.perf_counter()
+            with torch.no_grad(), enough_memory():
+                latents, calls = self._sample(batch, callback)
+                results = finish(latents, batch[0])
+            seconds = (time.perf_counter() - start) / len(batch)
+            for row, result, encoded in zip(rows, results, calls):
+                made[row] = result, encoded, seconds
+        return made
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         groups: dict[tuple, list[int]] = {}
@@ -204,23 +220,23 @@ class FluxCorrector:
         images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents]
         return [self.processor.postprocess(image, output_type="pil")[0] for image in images]
 
-    def _check(self, request: Request) -> None:
-        if not isinstance(request.prompt, str):
-            raise UserError(f"the prompt is {request.prompt!r}; expected text")
-        for name in ("width", "height"):
-            value = getattr(request, name)
-            if not isinstance(value, int) or value < self.patch or value % self.patch:
-                raise UserError(f"{name} is {value!r}; expected a multiple of {self.patch} pixels; try "
-                                f"{max(self.patch, round(float(value) / self.patch) * self.patch)}")
-        if not isinstance(request.steps, int) or request.steps < 1:
-            raise UserError(f"steps is {request.steps!r}; expected a whole number of 1 or more")
-        if not isinstance(request.seed, int) or not 0 <= request.seed < 2**64:
-            raise UserError(f"seed is {request.seed!r}; expected a whole number from 0 to 2**64 - 1")
-        if request.context and self.lora is None:
-            raise UserError("a request has a picture to correct, but this model has no corrector LoRA; "
-                            "expected a plain request, or a model with one; try to load it with lora=")
-        if len(request.context) > 1:
-            raise UserError(f"a request has {len(request.context)} context pairs; expected at most 1, which "
-                            "is all that a FLUX corrector sees; try the latest")
-        if request.context and request.context[0].picture is None:
-            raise UserError("a request's context has no picture; expected the flawed picture in Pair.picture")
+
+def _check_parts(transformer: nn.Module, **parts: nn.Module | None) -> None:
+    """Raise UserError for a part on another device or of another dtype, or a LoRA that does not fit."""
+    device, dtype = transformer.device, transformer.dtype
+    for name, part in parts.items():
+        if isinstance(part, ConditionLora):  # of any dtype: one that is being trained is fp32
+            part.check(transformer)
+        elif part is not None and part.dtype != dtype:
+            raise UserError(f"{name} is {part.dtype} and the transformer {dtype}; expected one dtype for all")
+        where = device if part is None else next(part.parameters()).device
+        if where != device and not name.startswith("text_encoder"):
+            raise UserError(f"{name} is on {where} and the transformer on {device}; expected one device; only the "
+                            "text encoders may be elsewhere; try to move it with .to")
+
+
+def _check_condition_size(options: CorrectorOptions, vae: nn.Module) -> None:
+    patch = vae_scale(vae) * 2
+    if options.condition_size % patch:
+        raise UserError(f"option condition_size is {options.condition_size}; expected a multiple of "
+                        f"{patch}, the pixels to one token")
