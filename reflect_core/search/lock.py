@@ -3,13 +3,15 @@
 The operating system's own file lock: it is let go when its process dies, however it dies, and no
 number of a dead process can come back to life as another one's. Where the file system has no such
 locks (some network drives), a file that only one process can create holds the owner's id; it is
-taken over when that process is gone.
+taken over when that process is gone. It is linked into place with the id in it, so that a kill
+cannot leave one that names nobody.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import uuid
 from pathlib import Path
 
 from ..types import UserError
@@ -38,20 +40,32 @@ class RecordLock:
         self._path = Path(folder) / ".lock"
         self._handle: int | None = None
         self._created: Path | None = None
+        self._process = os.getpid()
         try:
             self._acquire()
         except Busy as busy:
-            owner = self._owner(busy.args[0])
-            raise UserError(f"the record in {folder} is being written by another process ({owner}); expected "
-                            "to be the only one; try to wait for it, to end it, or another folder") from None
+            path = busy.args[0]
+            raise UserError(f"the record in {folder} is being written by another process ({self._owner(path)}, as "
+                            f"{path} says); expected to be the only one; try to wait for it, to end it, or another "
+                            "folder; if there is no such process any more, remove that file") from None
 
     def release(self) -> None:
-        """Let go. The lock file stays: deleting it would open a gap for two new owners."""
+        """Let go. The lock file stays: deleting it would open a gap for two new owners.
+
+        In a forked child this only forgets the lock: it is the parent's.
+        """
+        mine = self._process == os.getpid()
         if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+            try:
+                if mine:
+                    # Not by closing alone: a forked child has the file open too, and would keep the lock.
+                    _system_unlock(self._handle)
+            finally:
+                os.close(self._handle)
+                self._handle = None
         if self._created is not None:
-            self._created.unlink(missing_ok=True)
+            if mine:
+                self._created.unlink(missing_ok=True)
             self._created = None
 
     def _acquire(self) -> None:
@@ -66,23 +80,30 @@ class RecordLock:
             self._acquire_by_creating()
             return
         self._handle = handle
-        os.ftruncate(handle, 0)
-        os.write(handle, _me())
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, _me())
+        except BaseException:
+            self.release()
+            raise
 
     def _acquire_by_creating(self) -> None:
         path = self._path.with_name(".lock.owner")
-        for _ in range(2):
-            try:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                if not self._take_away(path):
-                    raise Busy(path) from None
-                continue
-            os.write(handle, _me())
-            os.close(handle)
-            self._created = path
-            return
-        raise Busy(path)
+        mine = self._path.with_name(f".lock.{uuid.uuid4().hex}")
+        try:
+            mine.write_bytes(_me())
+            for _ in range(2):
+                try:
+                    os.link(mine, path)
+                except FileExistsError:
+                    if not self._take_away(path):
+                        raise Busy(path) from None
+                    continue
+                self._created = path
+                return
+            raise Busy(path)
+        finally:
+            mine.unlink(missing_ok=True)
 
     def _take_away(self, path: Path) -> bool:
         """Remove the lock file of a dead process; False if its owner lives."""
@@ -126,6 +147,14 @@ def _system_lock(handle: int) -> None:
             os.lseek(handle, 0, os.SEEK_SET)
     else:
         raise OSError("no file locks here")
+
+
+def _system_unlock(handle: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    else:
+        os.lseek(handle, _FAR, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
 
 
 def _alive(pid: int) -> bool:
