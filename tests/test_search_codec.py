@@ -28,7 +28,7 @@ from reflect_core.search.entries import (
     entry_from_json,
     entry_to_json,
 )
-from reflect_core.search.record import header_from_json, header_to_json
+from reflect_core.search.header import header_from_json, header_to_json
 from reflect_core.types import Check, Cost, Pair, Request, UserError, Verdict
 
 # Half a surrogate pair is no text, but a language model cut off at its token limit can return one.
@@ -36,9 +36,10 @@ texts = st.text(max_size=20) | st.just("half of a pair \ud83d") | st.just("line\
 counts = st.integers(0, 2**63)
 seconds = st.floats(0, 1e9)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+proper = st.text(max_size=20)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
+    st.none() | st.booleans() | st.integers() | finite | proper,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(proper, inner, max_size=3), max_leaves=6)
 pairs = st.builds(Pair, feedback=texts, candidate=st.none() | st.integers(0, 99))
 requests = st.builds(Request, prompt=texts, seed=counts, width=st.integers(SIZE, 4096),
                      height=st.integers(1, 4096), steps=st.integers(1, 100), guidance=st.floats(0, 30),
@@ -46,7 +47,7 @@ requests = st.builds(Request, prompt=texts, seed=counts, width=st.integers(SIZE,
 costs = st.builds(Cost, counts, counts, counts, counts, counts, seconds)
 checks = st.builds(Check, texts, texts, st.booleans(), texts)
 verdicts = st.builds(Verdict, st.floats(0, 1), st.booleans(), st.lists(checks, max_size=3).map(tuple), texts,
-                     st.dictionaries(texts, values, max_size=3))
+                     st.dictionaries(proper, values, max_size=3))
 
 
 def tuples(strategy):
@@ -98,8 +99,8 @@ def test_header(request, budget):
 
 
 @pytest.mark.parametrize("policy", [
-    BestOfN(), BestOfN(3, 2, False), NoisePromptScaling.official(), ReflectionFlow.official(),
-    ReflectionFlow(), ReflectionFlow.for_budget(33, patience=2, parents="best")])
+    BestOfN(), BestOfN(3, False), NoisePromptScaling.official(), ReflectionFlow.official(),
+    ReflectionFlow(), ReflectionFlow.for_budget(33, patience=2), ReflectionFlow(parents="best", corrector_guidance=2)])
 def test_policy(policy):
     assert policy_from_json(through(policy.to_json())) == policy
 

@@ -51,8 +51,8 @@ def test_no_two_pictures_of_a_run_share_a_seed(seed, n):
 
 # Purity.
 
-@given(st.sampled_from([BestOfN(6, 4), NoisePromptScaling(2, 3), ReflectionFlow.for_budget(12),
-                        ReflectionFlow(3, 2, 3, refine=True, parents="best", patience=1),
+@given(st.sampled_from([BestOfN(6), NoisePromptScaling(2, 3), ReflectionFlow.for_budget(12),
+                        ReflectionFlow(3, 2, 3, refine=True, patience=1), ReflectionFlow(3, 2, 3, parents="best"),
                         ReflectionFlow(3, 2, 3, parents="last", judge_again=True)]), st.integers(0, 99))
 def test_next_is_a_pure_function_of_the_run(policy, seed):
     """An equal policy that has seen nothing before says the same at every step."""
@@ -92,11 +92,6 @@ def test_an_accepted_picture_wins_over_a_higher_score():
     stepper = start(REQUEST, BestOfN(16, early_stop=False), FakeGenerator(), Odd())
     run = stepper.run()
     assert stepper.best.accepted and stepper.best.score < max(c.score for c in run.candidates)
-
-
-def test_batches_are_rounds():
-    _, run = search(BestOfN(7, batch=3))
-    assert [c.round for c in run.candidates] == [0, 0, 0, 1, 1, 1, 2]
 
 
 # Noise and prompt scaling.
@@ -327,7 +322,7 @@ def test_what_is_missing_is_said_before_drawing():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: BestOfN(0), lambda: BestOfN(-4), lambda: BestOfN(2.5), lambda: BestOfN(4, batch=0),
+    lambda: BestOfN(0), lambda: BestOfN(-4), lambda: BestOfN(2.5),
     lambda: BestOfN(4, early_stop=None), lambda: NoisePromptScaling(0, 1), lambda: NoisePromptScaling(1, 0),
     lambda: ReflectionFlow(pool=0), lambda: ReflectionFlow(rounds=-1), lambda: ReflectionFlow(silent="shout"),
     lambda: ReflectionFlow(corrector_steps=0), lambda: ReflectionFlow(early_stop="yes"),

@@ -17,19 +17,16 @@ from .run import Run
 
 @dataclass(frozen=True)
 class BestOfN(Policy):
-    """Draw up to `n` pictures. UserError if a setting is out of range."""
+    """Draw up to `n` pictures in one round. UserError if a setting is out of range."""
 
     name: ClassVar[str] = "best_of_n"
 
     n: int = 16
-    batch: int | None = None
-    """Pictures a round; None: all n in one. Either way the generator gets them in the run's chunks."""
     early_stop: bool = True
     """Stop after the chunk that holds the first accepted picture, which is then the answer."""
 
     def __post_init__(self) -> None:
         check_count(self.name, "n", self.n, 1)
-        check_count(self.name, "batch", self.batch, 1, none=True)
         check_choice(self.name, "early_stop", self.early_stop, (True, False))
 
     @classmethod
@@ -46,6 +43,5 @@ class BestOfN(Policy):
         done = len(run.candidates)
         if done >= self.n:
             return Stop("done", f"all {self.n} pictures are drawn")
-        last = min(self.n, done + (self.batch or self.n))
-        planned = tuple(Planned(noise_request(run, i), branch=i) for i in range(done, last))
+        planned = tuple(Planned(noise_request(run, i), branch=i) for i in range(done, self.n))
         return Draw(run.rounds, planned, until_accepted=self.early_stop)

@@ -15,6 +15,7 @@ correctors run on whatever state is left (spec 4.3); none of that is kept.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Union
@@ -134,6 +135,12 @@ def check_count(policy: str, name: str, value: Any, least: int, none: bool = Fal
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} of {policy} must be a whole number from {least} on; got {value!r}")
+
+
+def check_number(policy: str, name: str, value: Any) -> None:
+    """UserError unless `value` is a finite number from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UserError(f"{name} of {policy} must be a number from 0 on; got {value!r}")
 
 
 def check_choice(policy: str, name: str, value: Any, choices: tuple) -> None:

@@ -12,12 +12,16 @@ Where the official script has a quirk there is a setting here (spec 4.2, 4.3, 7)
   replaces a good parent);
 - let the pool take part in the final choice (official: the answer is always a correction);
 - judge every picture once (official: every child twice, `judge_again`);
-- do not correct without a word to correct by (`silent='redraw'`).
+- do not correct without a word to correct by (`silent='redraw'`);
+- correct with the run's own steps and guidance (official: 28 and 3.5, whatever is configured).
 
-Not kept and without a switch: answers attached to the wrong picture (items 1-3), the crash when
-only one of reflection and refinement is on (item 6: all four combinations work), and file names
-with a wrong seed (item 8). How prompt and reflection are joined into one text is the generator's
-option, not the policy's: the official search goes with `text_join='search'` (spec 1.8).
+Not kept and without a switch: answers attached to the wrong picture (items 1-3), two equal scores
+that pick the same picture twice and ties that go to the faster answer (item 4: here a tie goes to
+the earlier picture), the crash when only one of reflection and refinement is on (item 6: all four
+combinations work), a child that joins every chain with its parent in it (item 7: here it has a
+branch of its own), and file names with a wrong seed (item 8). How prompt and reflection are joined
+into one text is the generator's option, not the policy's: the official search goes with
+`text_join='search'` (spec 1.8).
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..types import Pair
+from ..types import Pair, UserError
 from .entries import Planned
 from .policy import (
     Action,
@@ -38,6 +42,7 @@ from .policy import (
     accepted_stop,
     check_choice,
     check_count,
+    check_number,
     derive_seed,
     noise_request,
 )
@@ -83,8 +88,9 @@ class ReflectionFlow(Policy):
     """Judge every child a second time before the next round; that verdict orders the parents and is
     shown to the reflector, the first one decides the answer."""
     silent: str = "redraw"
-    """What a branch draws when the reflector had nothing to say about its parent. 'redraw': a
-    picture from fresh noise, without a parent. 'correct': a correction with an empty feedback."""
+    """What a branch draws when the reflector had nothing to say about its parent. 'redraw': a picture
+    from fresh noise, with a parent only if its prompt was rewritten from that one's. 'correct': a
+    correction with an empty feedback."""
     reflect_again: bool = True
     """Ask for a new reflection when a parent is tried again; off: use the one that is there."""
     patience: int | None = None
@@ -96,6 +102,8 @@ class ReflectionFlow(Policy):
     """Denoising steps of the pool; None: the run's."""
     corrector_steps: int | None = None
     """Denoising steps of corrections (and redraws); None: the run's."""
+    corrector_guidance: float | None = None
+    """Guidance of corrections (and redraws); None: the run's."""
 
     def __post_init__(self) -> None:
         for name in ("pool", "branches"):
@@ -108,14 +116,20 @@ class ReflectionFlow(Policy):
             check_choice(self.name, name, getattr(self, name), (True, False))
         check_choice(self.name, "parents", self.parents, PARENTS)
         check_choice(self.name, "silent", self.silent, SILENT)
+        if self.corrector_guidance is not None:
+            check_number(self.name, "corrector_guidance", self.corrector_guidance)
+        if self.patience is not None and self.parents != "chain":
+            raise UserError(f"patience of {self.name} must be None with parents={self.parents!r}, which has no chain "
+                            f"to give up; got {self.patience!r}; try parents='chain'")
 
     @classmethod
     def official(cls) -> ReflectionFlow:
         """The published script: 32 + 16 x 2 pictures a prompt, 32 reflections, 32 refined prompts,
-        94 verdicts, pool with 30 steps and corrections with 28 (a config value that it ignores)."""
+        94 verdicts, pool with 30 steps and the run's guidance, corrections with 28 steps and guidance
+        3.5 whatever the configuration says (item 11)."""
         return cls(pool=32, branches=2, rounds=16, refine=True, parents="last", early_stop=False,
                    pool_in_choice=False, judge_again=True, silent="correct", pool_steps=30,
-                   corrector_steps=28)
+                   corrector_steps=28, corrector_guidance=3.5)
 
     @classmethod
     def for_budget(cls, n: int, **settings) -> ReflectionFlow:
@@ -150,7 +164,7 @@ class ReflectionFlow(Policy):
 
     def choose(self, run: Run) -> Candidate | None:
         """The best correction, or the best of all where the pool takes part or is all there is."""
-        corrections = [] if self.pool_in_choice else [c for c in run.candidates if c.round > 0]
+        corrections = [] if self.pool_in_choice else [c for c in run.candidates if c.request.context]
         return run.best(corrections or None)
 
     def next(self, run: Run) -> Action:
@@ -209,8 +223,9 @@ class ReflectionFlow(Policy):
         return run.reflection(parent, round if self.reflect_again else None)
 
     def _child(self, run: Run, round: int, branch: int, parent: int | None) -> Planned:
+        guidance = run.request.guidance if self.corrector_guidance is None else float(self.corrector_guidance)
         request = replace(run.request, seed=derive_seed(run.seed, "correction", round, branch),
-                          steps=self.corrector_steps or run.request.steps)
+                          steps=self.corrector_steps or run.request.steps, guidance=guidance)
         if parent is None:
             return Planned(request, branch)
         if self.refine:
@@ -220,5 +235,6 @@ class ReflectionFlow(Policy):
                               original_prompt=run.prompt if prompt != run.prompt else None)
         feedback = self._reflection(run, parent, round).strip() if self.reflect else ""
         if self.reflect and not feedback and self.silent == "redraw":
-            return Planned(request, branch)
+            # Its picture comes from noise, but a rewritten prompt comes from the parent.
+            return Planned(request, branch, None if request.original_prompt is None else parent)
         return Planned(replace(request, context=(Pair(feedback, parent),)), branch, parent)
