@@ -107,6 +107,10 @@ class Generator(Protocol):
     max_context: int
     """Context pairs that one request may carry: 0 plain, 1 ReflectionFlow, 3 Reflect-DiT."""
 
+    def evaluations(self, request: Request) -> int:
+        """Denoiser evaluations that drawing `request` will cost, exactly: what a budget of them is kept by."""
+        ...
+
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]: ...
 
 

@@ -30,6 +30,9 @@ class FakeShapesGenerator:
         self.defaults = {"width": 64, "height": 64, "steps": 4, "guidance": 2.5}
         self.batches: list[int] = []
 
+    def evaluations(self, request):
+        return request.steps
+
     def draw(self, requests, callback=None):
         self.batches.append(len(requests))
         drawn = [Drawn(self._picture(r), Cost(1, r.steps, 1, seconds=0.01)) for r in requests]

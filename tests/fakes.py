@@ -37,8 +37,7 @@ class FakeGenerator:
     """`batch_matters`: a picture also depends on who shares its batch, as it does on real devices.
     `log`: a file that gets one line for each picture drawn. `fail_at`: raises at that picture."""
 
-    def __init__(self, max_context=1, batch_matters=False, seconds=0.0, log=None, fail_at=None, top=200,
-                 counts=True):
+    def __init__(self, max_context=1, batch_matters=False, seconds=0.0, log=None, fail_at=None, top=200):
         self.max_context = max_context
         self.batch_matters = batch_matters
         self.seconds = seconds
@@ -47,8 +46,9 @@ class FakeGenerator:
         self.top = top
         self.drawn = []
         self.batches = []
-        if counts:
-            self.evaluations = lambda request: request.steps * 2
+
+    def evaluations(self, request):
+        return request.steps * 2
 
     def draw(self, requests, callback=None):
         self.batches.append(len(requests))
@@ -60,7 +60,7 @@ class FakeGenerator:
             if self.seconds:
                 time.sleep(self.seconds)
             picture = self.picture(request, together if self.batch_matters else b"")
-            out.append(Drawn(picture, Cost(pictures=1, denoiser_evaluations=request.steps * 2,
+            out.append(Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
                                            text_encoder_calls=1, seconds=self.seconds)))
             self.drawn.append(request)
             if self.log:
@@ -135,12 +135,27 @@ class FakeRefiner:
 
 
 class SpendingReflector(FakeReflector):
-    """A reflector that is a language model: reports what its calls cost."""
+    """A reflector that is a language model: reports what its calls cost, `each` for a candidate."""
 
-    def __init__(self):
+    def __init__(self, each=1):
         super().__init__()
+        self.each = each
         self.spent = Cost()
 
     def reflect(self, prompt, pictures, verdicts):
-        self.spent = self.spent + Cost(judge_calls=len(pictures), tokens=100 * len(pictures))
+        calls = self.each * len(pictures)
+        self.spent = self.spent + Cost(judge_calls=calls, tokens=100 * calls)
         return super().reflect(prompt, pictures, verdicts)
+
+
+class SpendingVerifier(FakeVerifier):
+    """A judge that is a language model and asks `each` questions of a picture. Accepts nothing."""
+
+    def __init__(self, each):
+        super().__init__(2)
+        self.each = each
+        self.spent = Cost()
+
+    def judge(self, prompt, pictures):
+        self.spent = self.spent + Cost(judge_calls=self.each * len(pictures))
+        return super().judge(prompt, pictures)

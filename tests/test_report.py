@@ -21,7 +21,6 @@ PROMPT = "two red circles left of a blue star and a yellow square"
 POLICIES = {
     "one": BestOfN(1, early_stop=False),
     "best of 64": BestOfN(64, early_stop=False),
-    "batches": BestOfN(10, batch=4, early_stop=False),
     "prompts": NoisePromptScaling(2, 4, early_stop=False),
     "flow": ReflectionFlow.for_budget(20, early_stop=False),
     "flow 64": ReflectionFlow.for_budget(64, early_stop=False),
@@ -182,7 +181,7 @@ def test_texts_that_are_no_proper_text():
         def reflect(self, prompt, pictures, verdicts):
             return ["half \ud83d pair\n红色 \x00 \x1b[31m\ttab " + "long" * 80] * len(pictures)
 
-    request = Request("红色的圆 \ud83d and \x07", seed=1, width=SIZE, height=SIZE, steps=1)
+    request = Request("红色的圆 and \x07", seed=1, width=SIZE, height=SIZE, steps=1)
     stepper = start(request, ReflectionFlow(2, 1, 2, early_stop=False), Blank(), FakeVerifier(2), Strange())
     run = stepper.run()
     tree_picture(run)

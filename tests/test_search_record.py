@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,12 @@ from fakes import SIZE, FakeGenerator, FakeReflector, FakeVerifier
 from PIL import Image
 
 from reflect_core.search import (
-    ActorError,
     BestOfN,
     Budget,
     Header,
     Record,
     ReflectionFlow,
     load,
-    lock,
-    record,
     replay,
     resume,
     start,
@@ -276,62 +272,7 @@ def test_what_a_kill_left_behind_is_removed_on_resume(folder):
     assert not any(p.exists() for p in stray) and kept.exists()
 
 
-# Locks.
-
-OTHER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from reflect_core.search import lock
-if sys.argv[3] == "by creating":
-    def none(handle): raise OSError("no locks here")
-    lock._system_lock = none
-held = lock.RecordLock(Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def other_process(folder, how):
-    process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder), str(ROOT), how],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-@pytest.mark.parametrize("how", ["system", "by creating"])
-def test_two_processes_do_not_write_one_record(folder, how, monkeypatch):
-    if how == "by creating":
-        monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
-    process = other_process(folder, how)
-    try:
-        with pytest.raises(UserError, match="another process"):
-            resume(folder, *actors())
-        load(folder)
-    finally:
-        # Killed, so that it cannot tidy up: a stale lock is taken over.
-        process.kill()
-        process.communicate()
-    resume(folder, *actors()).close()
-    resume(folder, *actors()).close()
-
-
-@pytest.mark.parametrize("how", ["system", "by creating"])
-def test_the_same_process_cannot_open_a_record_twice(folder, how, monkeypatch):
-    if how == "by creating":
-        monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
-    with resume(folder, *actors()):
-        with pytest.raises(UserError, match=f"process {os.getpid()} on "):
-            resume(folder, *actors())
-    resume(folder, *actors()).close()
-
-
-def test_a_lock_of_another_machine_is_respected(folder, monkeypatch):
-    monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
-    (folder / ".lock.owner").write_text("process 1 on somewhere-else")
-    with pytest.raises(UserError, match="somewhere-else"):
-        resume(folder, *actors())
-
+# Opening and closing.
 
 def test_a_failed_resume_lets_go_of_the_lock(folder):
     with pytest.raises(UserError):
@@ -347,78 +288,9 @@ def test_closing_twice_does_no_harm(folder):
     stepper.close()
 
 
-# Replay.
-
-def test_replay_is_the_same_bit_for_bit(folder):
-    seen = []
-    report = replay(folder, FakeGenerator(batch_matters=True), "abc",
-                    lambda done, of: seen.append((done, of)))
-    assert report.same and report.pictures == 10 and report.same_model and seen[-1] == (10, 10)
-    assert "bit for bit" in report.summary()
-
-
-def test_replay_of_a_resumed_run_is_the_same(tmp_path):
-    stepper = start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run")
-    stepper.step(), stepper.step(), stepper.close()
-    with resume(tmp_path / "run", *actors()) as stepper:
-        stepper.run()
-    assert replay(tmp_path / "run", FakeGenerator(batch_matters=True)).same
-
-
-def test_replay_with_another_generator_says_what_differs(folder):
-    class Off(FakeGenerator):
-        def picture(self, request, salt=b""):
-            image = super().picture(request, salt)
-            if request.context:
-                r, g, b = image.getpixel((1, 1))
-                image.putpixel((1, 1), (r, g - 3 if g > 2 else g + 3, b))
-            return image
-    report = replay(folder, Off(batch_matters=True), "xyz")
-    assert not report.same and not report.same_model
-    assert [d.candidate for d in report.differences] == [4, 5, 6, 7, 8, 9]
-    assert {d.largest for d in report.differences} == {3}
-    assert "6 of 10 pictures differ" in report.summary() and "weights" in report.summary()
-
-
-def test_replay_names_changed_versions(folder, monkeypatch):
-    lines = lines_of(folder)
-    data = json.loads(lines[0])
-    data["versions"]["pillow"] = "1.2.3"
-    lines[0] = json.dumps(data).encode() + b"\n"
-    (folder / "run.jsonl").write_bytes(b"".join(lines))
-    report = replay(folder, FakeGenerator())
-    assert not report.same and any(v.startswith("pillow 1.2.3 -> ") for v in report.changed_versions)
-    assert "pillow 1.2.3" in report.summary()
-
-
-def test_replay_asks_no_judge_and_writes_nothing(folder):
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    replay(folder, FakeGenerator(batch_matters=True))
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-
-
-def test_replay_needs_a_generator_that_takes_the_context(folder):
-    with pytest.raises(UserError, match="the generator takes 0"):
-        replay(folder, FakeGenerator(max_context=0))
-
-
-def test_replay_of_a_generator_that_loses_pictures(folder):
-    class Short(FakeGenerator):
-        def draw(self, requests, callback=None):
-            return super().draw(requests)[1:]
-    with pytest.raises(ActorError):
-        replay(folder, Short())
-
-
-def test_a_record_can_be_moved(folder, tmp_path):
-    shutil.move(folder, tmp_path / "elsewhere")
-    assert replay(tmp_path / "elsewhere", FakeGenerator(batch_matters=True)).same
-
-
 def test_create_and_resume_by_hand(tmp_path):
     header = Header(REQUEST, BestOfN(2).to_json())
     with Record.create(tmp_path / "run", header) as opened:
         assert opened.run.request == REQUEST
     with Record.resume(tmp_path / "run") as opened:
         assert opened.header == header
-    assert record.FORMAT == 1

@@ -42,7 +42,7 @@ from reflect_core.types import Pair, Request, UserError
 HERE = Path(__file__).parent
 REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
 POLICIES = {
-    "best of n": BestOfN(9, batch=5, early_stop=False),
+    "best of n": BestOfN(9, early_stop=False),
     "early stop": BestOfN(40),
     "prompts": NoisePromptScaling(2, 4),
     "flow": ReflectionFlow(5, 2, 3, refine=True, early_stop=False),

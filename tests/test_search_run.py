@@ -5,7 +5,7 @@ from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflect_core.search import BestOfN, Budget, ReflectionFlow, Run, start
+from reflect_core.search import ReflectionFlow, Run, start
 from reflect_core.search.entries import Drew, Judged, Plan, Planned, Reflected, Stopped
 from reflect_core.types import Cost, Pair, Request, UserError, Verdict
 
@@ -114,38 +114,3 @@ def test_bad_chunks(chunk):
 def test_unknown_candidate():
     with pytest.raises(UserError, match="no candidate 5"):
         Run(REQUEST).candidate(5)
-
-
-@pytest.mark.parametrize("limit", ["pictures", "denoiser_evaluations", "judge_calls", "seconds"])
-@pytest.mark.parametrize("value", [0, -1, True, "3", float("nan"), float("inf")])
-def test_bad_budgets(limit, value):
-    with pytest.raises(UserError, match=limit):
-        Budget(**{limit: value})
-
-
-def test_seconds_may_be_a_fraction_and_counts_may_not():
-    assert Budget(seconds=0.5).seconds == 0.5
-    with pytest.raises(UserError, match="whole"):
-        Budget(pictures=1.5)
-
-
-@given(n=st.integers(1, 12), chunk=st.integers(1, 5), pictures=st.none() | st.integers(1, 14),
-       evaluations=st.none() | st.integers(1, 100), calls=st.none() | st.integers(1, 14),
-       counts=st.booleans(), kind=st.sampled_from(["best", "flow", "official"]))
-def test_no_budget_is_ever_exceeded(n, chunk, pictures, evaluations, calls, counts, kind):
-    policy = {"best": BestOfN(n, early_stop=False), "flow": ReflectionFlow.for_budget(n, early_stop=False),
-              "official": ReflectionFlow(n, 2, 3, parents="last", judge_again=True, early_stop=False)}[kind]
-    with start(REQUEST, policy, FakeGenerator(counts=counts), FakeVerifier(), FakeReflector(), chunk=chunk,
-               budget=Budget(pictures, evaluations, calls)) as stepper:
-        run = stepper.run()
-    total = run.ledger.total
-    assert pictures is None or total.pictures <= pictures
-    assert calls is None or total.judge_calls <= calls
-    # A generator that cannot say beforehand is taken at its word for the first draw only.
-    assert evaluations is None or not counts or total.denoiser_evaluations <= evaluations
-    # And a budget is used up as far as it goes.
-    if run.stopped.kind == "budget" and kind == "best":
-        assert (total.pictures == pictures or total.judge_calls == calls
-                or total.denoiser_evaluations + (8 if counts else 4) > evaluations)
-    elif kind == "best":
-        assert total.pictures == n

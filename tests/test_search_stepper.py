@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier, SpendingReflector, quality_of
+from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier, quality_of
 
 from reflect_core.search import (
     ActorError,
@@ -176,62 +176,10 @@ def test_a_stopped_run_stays_stopped():
 
 
 def test_one_step_is_one_action():
-    stepper = start(REQUEST, BestOfN(6, batch=3), FakeGenerator(), FakeVerifier(2), chunk=2)
+    stepper = start(REQUEST, ReflectionFlow(3, 1, 1), FakeGenerator(), FakeVerifier(2), FakeReflector(), chunk=2)
     action = stepper.step()
     assert isinstance(action, Draw) and len(action.requests) == len(stepper.so_far.candidates) == 3
     assert [len(c) for c in stepper.so_far.chunks] == [2, 1]
-
-
-# Budgets as the stepper keeps them.
-
-def test_a_draw_is_trimmed_and_the_reason_given():
-    run = start(REQUEST, BestOfN(9), FakeGenerator(), FakeVerifier(2), budget=Budget(pictures=5)).run()
-    assert len(run.candidates) == 5 and run.stopped.reason == "the budget of 5 pictures is spent"
-    run = start(REQUEST, BestOfN(9), FakeGenerator(), FakeVerifier(2),
-                budget=Budget(denoiser_evaluations=30)).run()
-    assert len(run.candidates) == 3 and "30 denoiser evaluations is not enough" in run.stopped.reason
-    run = start(REQUEST, BestOfN(9), FakeGenerator(), FakeVerifier(2), budget=Budget(judge_calls=4)).run()
-    assert len(run.candidates) == 4 and run.stopped.kind == "budget"
-
-
-def test_a_policy_that_is_done_says_so_even_if_the_budget_is_spent_as_well():
-    run = start(REQUEST, BestOfN(5), FakeGenerator(), FakeVerifier(2), budget=Budget(pictures=5)).run()
-    assert run.stopped.kind == "done"
-
-
-def test_nothing_is_reflected_on_that_cannot_be_drawn():
-    run = start(REQUEST, FLOW, FakeGenerator(), FakeVerifier(2), FakeReflector(),
-                budget=Budget(pictures=4)).run()
-    assert run.ledger.items["reflector"] == 0
-
-
-def test_language_models_report_what_they_spent():
-    run = start(REQUEST, FLOW, FakeGenerator(), FakeVerifier(2), SpendingReflector()).run()
-    spent = run.ledger.by_actor["reflector"]
-    assert (spent.judge_calls, spent.tokens) == (6, 600) and run.ledger.total.judge_calls == 10 + 6
-    run = start(REQUEST, FLOW, FakeGenerator(), FakeVerifier(2), SpendingReflector(),
-                budget=Budget(judge_calls=9)).run()
-    assert run.ledger.total.judge_calls == 8 and "not enough for the reflector" in run.stopped.reason
-
-
-def test_time_runs_out_between_chunks():
-    generator = FakeGenerator(seconds=0.02)
-    started = time.perf_counter()
-    run = start(REQUEST, BestOfN(500), generator, FakeVerifier(2), chunk=1, budget=Budget(seconds=0.15)).run()
-    assert run.stopped.kind == "budget" and "0.15 seconds" in run.stopped.reason
-    assert 1 <= len(run.candidates) <= 8 and time.perf_counter() - started < 10
-    assert all(c.verdict for c in run.candidates)
-    assert run.next_chunk == () and run.unjudged == ()
-
-
-def test_time_spent_before_a_resume_counts(tmp_path):
-    budget = Budget(seconds=0.12)
-    actors = (FakeGenerator(seconds=0.03), FakeVerifier(2))
-    stepper = start(REQUEST, BestOfN(500, batch=1), *actors, chunk=1, budget=budget, folder=tmp_path / "run")
-    stepper.step(), stepper.step(), stepper.close()
-    with resume(tmp_path / "run", *actors) as stepper:
-        assert len(stepper.run().candidates) <= 5
-        assert stepper.so_far.ledger.seconds >= 0.12
 
 
 # The ledger's clock.
@@ -251,7 +199,7 @@ def test_wall_time_is_split_between_actors_and_overhead(tmp_path):
 
 
 def test_time_between_steps_is_the_callers():
-    stepper = start(REQUEST, BestOfN(3, batch=1), FakeGenerator(), FakeVerifier(2))
+    stepper = start(REQUEST, NoisePromptScaling(1, 3), FakeGenerator(), FakeVerifier(2), refiner=FakeRefiner())
     while not isinstance(stepper.step(), Stop):
         time.sleep(0.1)
     assert stepper.so_far.ledger.overhead_seconds < 0.3

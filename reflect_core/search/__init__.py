@@ -5,18 +5,21 @@
     stepper.best
 """
 
+from .actors import ActorError
 from .best_of_n import BestOfN
 from .budget import Budget
+from .events import Event
+from .header import Header
 from .ledger import Ledger
 from .noise_prompt import NoisePromptScaling
 from .policy import Action, Draw, Judge, Policy, Refine, Reflect, Stop, derive_seed
-from .record import Header, Record, load
+from .record import Record, load
 from .reflection_flow import ReflectionFlow
 from .registry import POLICIES, policy_from_json
 from .replay import ReplayReport, replay
 from .run import Candidate, Run
 from .start import resume, start
-from .stepper import ActorError, Event, Stepper
+from .stepper import Stepper
 
 __all__ = [
     "Action", "ActorError", "BestOfN", "Budget", "Candidate", "Draw", "Event", "Header", "Judge", "Ledger",

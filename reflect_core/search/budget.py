@@ -25,7 +25,7 @@ class Budget:
     """By all actors: one for each picture judged, or what an actor reports (`spent`). A picture is only
     drawn when enough calls are left to judge it with, at one call a picture or the most that it has
     taken so far. So an actor that reports more than one call an item is taken at face value the first
-    time, and a call that is dearer than all before it may overrun the budget, once."""
+    time, and a call that is dearer than all before it may overrun the budget."""
     seconds: float | None = None
     """Wall time. Looked at between actions and between chunks; what has begun is finished."""
 
@@ -46,7 +46,7 @@ class Budget:
         for field in fields(self):
             limit = getattr(self, field.name)
             if limit is not None and getattr(spent, field.name) >= limit:
-                return f"the budget of {limit:g} {_words(field.name)} is spent"
+                return f"the budget of {limit:.15g} {_words(field.name)} is spent"
         return None
 
     def fits(self, spent: Cost, evaluations: Sequence[int], calls: float = 1.0) -> tuple[int, str]:

@@ -24,14 +24,19 @@ _KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 
 
 def dumps(value: Any) -> str:
-    """One line of JSON. ASCII only: half of a surrogate pair, which a language model that ran into
-    its token limit can hand over, must not stop a run. No NaN: it would not be JSON."""
+    """One line of JSON, in ASCII. No NaN: it would not be JSON."""
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def plain(value: Any) -> Any:
-    """`value` as it reads after a round trip through JSON. TypeError or ValueError if it has none."""
-    return json.loads(dumps(value))
+    """`value` as it reads after a round trip through JSON, every text in it proper Unicode.
+
+    A language model that ran into its token limit can hand over half of a surrogate pair. No text
+    encoder takes it, so it would stop its run for good; it becomes a replacement mark. TypeError or
+    ValueError for what JSON cannot hold.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def flat_to_json(thing: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What can happen in a run, one dataclass for each kind of line in a record.
 
 A run is the fold of these entries (`run.py`), a record is their JSON, one a line (`record.py`), and
-the stepper is the only one that makes them. There is no other state: that is why a run that was
+the stepper makes them (all but `Resumed`). There is no other state: that is why a run that was
 killed resumes from its lines alone.
 
 `overhead` is wall time in seconds since the entry before, outside all actors: the search itself.
@@ -89,10 +89,21 @@ class Stopped:
     overhead: float = 0.0
 
 
-Entry = Union[Plan, Drew, Judged, Reflected, Refined, Stopped]
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on with other libraries or settings than before, which may change the bits of its
+    pictures from here on. A resume under which nothing changed leaves no line."""
+
+    versions: dict[str, str]
+    """As in the header, now."""
+    settings: dict[str, Any]
+    overhead: float = 0.0
+
+
+Entry = Union[Plan, Drew, Judged, Reflected, Refined, Stopped, Resumed]
 
 KINDS: dict[str, type] = {"plan": Plan, "drawn": Drew, "judged": Judged, "reflected": Reflected,
-                          "refined": Refined, "stopped": Stopped}
+                          "refined": Refined, "stopped": Stopped, "resumed": Resumed}
 _NAMES = {cls: name for name, cls in KINDS.items()}
 
 

@@ -22,12 +22,16 @@ class Ledger:
     by_actor: dict[str, Cost] = field(default_factory=lambda: {a: Cost() for a in ACTORS})
     items: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ACTORS, 0))
     """Pictures drawn, pictures judged, reflections written, prompts rewritten."""
+    dearest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTORS, 0.0))
+    """Judge calls for one item, the most so far: what a budget has to reckon with."""
     overhead_seconds: float = 0.0
     """Wall time outside all actors: choosing, writing the record, decoding pictures."""
 
     def add(self, actor: str, cost: Cost, items: int) -> None:
         self.by_actor[actor] = self.by_actor[actor] + cost
         self.items[actor] += items
+        if items:
+            self.dearest[actor] = max(self.dearest[actor], cost.judge_calls / items)
 
     @property
     def total(self) -> Cost:
@@ -45,4 +49,4 @@ class Ledger:
         return self.overhead_seconds / self.seconds if self.seconds > 0 else 0.0
 
     def copy(self) -> Ledger:
-        return Ledger(dict(self.by_actor), dict(self.items), self.overhead_seconds)
+        return Ledger(dict(self.by_actor), dict(self.items), dict(self.dearest), self.overhead_seconds)

@@ -19,92 +19,23 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from .. import __version__
-from ..types import Request, UserError
+from ..types import UserError
 from . import codec
-from .budget import Budget
 from .entries import Entry, entry_from_json, entry_to_json
+from .header import Header, header_from_json, header_to_json
 from .lock import RecordLock
 from .pictures import FolderPictures, sync_folder
 from .run import Run
 
-FORMAT = 1
 LINES = "run.jsonl"
 PICTURES = "pictures"
 
 
-def versions_here() -> dict[str, str]:
-    """Versions of what can change a picture's bits, without importing any of it."""
-    found = {"reflect": __version__, "python": platform.python_version()}
-    for name in ("torch", "diffusers", "transformers", "peft", "pillow", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@dataclass(frozen=True)
-class Header:
-    """The first line: everything that a resume or a replay needs besides the actors themselves.
-
-    There is no place in it for keys or addresses of services: those belong to the actors.
-    """
-
-    request: Request
-    """The user's prompt, the run's seed, size, steps and guidance."""
-    policy: dict[str, Any]
-    """`policy.to_json()`."""
-    budget: Budget = Budget()
-    chunk: int = 4
-    """Requests for one generator call."""
-    model: str = ""
-    """Name of the model set, for people."""
-    fingerprint: str = ""
-    """Hash of weights and configuration, made by the caller; a resume with another is refused."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What else the caller needs to set the actors up again (names, not secrets)."""
-    versions: dict[str, str] = field(default_factory=versions_here)
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    format: int = FORMAT
-
-
-_SECRET = re.compile(r"api_?key|secret|password|authorization|(^|_)token$", re.IGNORECASE)
-
-
-def header_to_json(header: Header) -> dict[str, Any]:
-    """UserError if the settings hold something that is called like a secret."""
-    for name in _names({**header.settings, **header.policy}):
-        if _SECRET.search(name):
-            raise UserError(f"the setting {name!r} looks like a secret; records are shared and must hold "
-                            "none; try to give it to the actor by an environment variable")
-    return {"line": "header", **codec.flat_to_json(header), "request": codec.request_to_json(header.request),
-            "budget": header.budget.to_json()}
-
-
-def header_from_json(data: Any) -> Header:
-    data = dict(codec.mapping(data, "the header"))
-    if data.pop("line", None) != "header":
-        raise UserError("the first line is not a header")
-    if data.get("format") != FORMAT:
-        raise UserError(f"format {data.get('format')!r}; expected {FORMAT}; try another version of Reflect")
-    return codec.flat_from_json(Header, data, request=codec.request_from_json(data.get("request")),
-                                budget=Budget.from_json(data.get("budget")))
-
-
-def _names(data: Any) -> Iterator[str]:
-    for name, value in data.items() if isinstance(data, dict) else ():
-        yield str(name)
-        yield from _names(value)
+class TornRecord(UserError):
+    """Half a line is on the disk and cannot be taken back: the record must be opened anew."""
 
 
 class Record:
@@ -115,6 +46,7 @@ class Record:
         self.header = header
         self.run = run
         self._lock = lock
+        self._torn = False
         # Unbuffered: what append() has written is with the operating system, or it raised.
         self._file = open(folder / LINES, "ab", buffering=0)
 
@@ -123,8 +55,10 @@ class Record:
         """Start a record. UserError if the folder cannot be written or holds a record already."""
         folder = Path(folder)
         pictures = folder / PICTURES
-        text = codec.dumps(header_to_json(header)).encode("ascii") + b"\n"
         run = Run(header.request, header.chunk, FolderPictures(pictures))
+        # As the run takes it: what is read back later must be the same request.
+        header = replace(header, request=run.request)
+        text = codec.dumps(header_to_json(header)).encode("ascii") + b"\n"
         try:
             pictures.mkdir(parents=True, exist_ok=True)
             lock = RecordLock(folder)
@@ -168,12 +102,17 @@ class Record:
                                 f"fingerprint {header.fingerprint[:16]!r}; got {fingerprint[:16]!r}; try to "
                                 "resume with the same weights, or start a new run")
             check_pictures(folder, run)
+            # A record of no picture yet may have lost the empty folder on its way here.
+            (folder / PICTURES).mkdir(exist_ok=True)
             run.pictures.discard_from(len(run.candidates))
             if whole < (folder / LINES).stat().st_size:
                 with open(folder / LINES, "r+b") as file:
                     file.truncate(whole)
                     os.fsync(file.fileno())
             return cls(folder, header, run, lock)
+        except OSError as error:
+            lock.release()
+            raise _unwritable(folder, error) from error
         except BaseException:
             lock.release()
             raise
@@ -182,8 +121,11 @@ class Record:
         """Write one line and return when it is on the disk.
 
         If the write fails (UserError: no room on the disk, say) or is interrupted, what it left of
-        the line is cut off again, and the same entry can be appended later.
+        the line is cut off again, and the same entry can be appended later. TornRecord if that failed
+        too, then and for every later entry: a line after half a line would damage the record for good.
         """
+        if self._torn:
+            raise self._cannot_go_on()
         line = codec.dumps(entry_to_json(entry)).encode("ascii") + b"\n"
         start = os.fstat(self._file.fileno()).st_size
         try:
@@ -192,10 +134,19 @@ class Record:
                 done += self._file.write(line[done:])
             os.fsync(self._file.fileno())
         except BaseException as error:
-            os.ftruncate(self._file.fileno(), start)
+            self._torn = True
+            try:
+                os.ftruncate(self._file.fileno(), start)
+            except OSError:
+                raise self._cannot_go_on() from error
+            self._torn = False
             if isinstance(error, OSError):
                 raise _unwritable(self.folder, error) from error
             raise
+
+    def _cannot_go_on(self) -> TornRecord:
+        return TornRecord(f"a line of {self.folder / LINES} could neither be written nor taken back; try to make the "
+                          "disk writable again, then resume the run from its folder")
 
     def close(self) -> None:
         self._file.close()
@@ -229,7 +180,11 @@ def check_pictures(folder: Path, run: Run) -> None:
 
 def _read(folder: Path) -> tuple[Header, Run, int]:
     """Header, run and the number of bytes in whole lines."""
-    content = (folder / LINES).read_bytes()
+    try:
+        content = (folder / LINES).read_bytes()
+    except OSError as error:
+        raise UserError(f"{folder / LINES} cannot be read ({error}); expected a file that you may read; try to "
+                        "check its rights") from error
     whole = content.rfind(b"\n") + 1
     lines = content[:whole].split(b"\n")[:-1]
     if not lines:
@@ -259,7 +214,7 @@ def _expect_record(folder: Path) -> None:
 
 def _unwritable(folder: Path, error: Exception) -> UserError:
     return UserError(f"the output folder {folder} cannot be written ({error}); expected a folder to write to "
-                     "and room on its disk; try another one")
+                     "and room on its disk; try to make room, or another folder")
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -10,15 +10,17 @@ from whatever state the global generator was left in (spec 4.3).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import ImageChops
 
 from ..types import Generator, UserError
+from .actors import ActorError
+from .header import versions_here
 from .pictures import pixel_sha256
-from .record import load, versions_here
-from .stepper import ActorError
+from .record import load
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,27 @@ class ReplayReport:
 
     changed_versions: tuple[str, ...] = ()
     """'torch 2.6.0 -> 2.7.1' and so on: what is another version here than on the record."""
+    resumed: tuple[str, ...] = ()
+    """'from candidate 8 on torch 2.6.0 -> 2.7.1' and so on: what changed when the run was resumed."""
 
     @property
     def same(self) -> bool:
-        """Every picture came out bit for bit."""
-        return not self.differences
+        """Every picture came out bit for bit, and there was one."""
+        return self.pictures > 0 and not self.differences
 
     def summary(self) -> str:
         """One sentence for people."""
+        if not self.pictures:
+            return "there is no picture on the record to compare"
         model = " (the weights are not the record's)" if self.same_model is False else ""
+        resumed = f"; the run was resumed: {', '.join(self.resumed)}" if self.resumed else ""
         if self.same:
-            return f"all {self.pictures} pictures came out the same, bit for bit{model}"
+            return f"all {self.pictures} pictures came out the same, bit for bit{model}{resumed}"
         changed = f"; other versions: {', '.join(self.changed_versions)}" if self.changed_versions else ""
         worst = max(self.differences, key=lambda d: d.largest)
         return (f"{len(self.differences)} of {self.pictures} pictures differ{model}: candidates "
                 f"{', '.join(str(d.candidate) for d in self.differences)}; the largest difference is "
-                f"{worst.largest} of 255, in candidate {worst.candidate}{changed}")
+                f"{worst.largest} of 255, in candidate {worst.candidate}{changed}{resumed}")
 
 
 def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | None = None,
@@ -86,10 +93,23 @@ def replay(folder: str | os.PathLike, generator: Generator, fingerprint: str | N
             if on_picture:
                 on_picture(done, len(run.candidates))
     same_model = None if fingerprint is None else fingerprint == header.fingerprint
-    here = versions_here()
-    changed = tuple(f"{name} {was} -> {here.get(name, 'none')}" for name, was in header.versions.items()
-                    if here.get(name) != was)
-    return ReplayReport(done, tuple(differences), same_model, changed)
+    resumed, before = [], header
+    for first, entry in run.resumed:
+        resumed += [f"from candidate {first} on {change}" for name in ("versions", "settings")
+                    for change in _changes(getattr(before, name), getattr(entry, name))]
+        before = entry
+    return ReplayReport(done, tuple(differences), same_model, tuple(_changes(header.versions, versions_here())),
+                        tuple(resumed))
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """'torch 2.6.0 -> 2.7.1', 'model.device cpu -> cuda': what differs, also inside of what is in there."""
+    for name in {**before, **after}:
+        was, now = before.get(name), after.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changes(was, now, f"{prefix}{name}.")
+        elif was != now:
+            yield f"{prefix}{name} {'none' if was is None else was} -> {'none' if now is None else now}"
 
 
 def _largest(a, b) -> int:

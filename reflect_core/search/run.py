@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 
 from ..types import Cost, Picture, Request, UserError, Verdict
-from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Stopped
+from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Resumed, Stopped
 from .ledger import Ledger
 from .pictures import MemoryPictures, PictureStore
 
@@ -57,13 +58,16 @@ class Run:
 
     def __init__(self, request: Request, chunk: int = 4, pictures: PictureStore | None = None) -> None:
         _check(request, chunk)
-        self.request = request
+        # 2 and 2.0 are the same guidance, and must be the same request before and after a resume.
+        self.request = replace(request, guidance=float(request.guidance))
         self.chunk = chunk
         self.pictures = pictures if pictures is not None else MemoryPictures()
         self.candidates: list[Candidate] = []
         self.ledger = Ledger()
         self.plan: Plan | None = None
         self.stopped: Stopped | None = None
+        self.resumed: list[tuple[int, Resumed]] = []
+        """What changed when the run was resumed, each with the id of the first candidate drawn after it."""
         self.chunks: list[tuple[Candidate, ...]] = []
         """Candidates as they were drawn: one tuple for each call of the generator, without verdicts."""
         self._planned: list[tuple[Planned, ...]] = []
@@ -175,7 +179,7 @@ class Run:
         """Take one entry in. UserError if it cannot follow what is there (a damaged record)."""
         if self.stopped is not None:
             raise UserError("an entry after the stop")
-        getattr(self, f"_apply_{type(entry).__name__.lower()}")(entry)
+        self._APPLY[type(entry)](self, entry)
         self.ledger.overhead_seconds += entry.overhead
 
     def _apply_plan(self, entry: Plan) -> None:
@@ -235,6 +239,12 @@ class Run:
         self.stopped = entry
         self._planned = []
 
+    def _apply_resumed(self, entry: Resumed) -> None:
+        self.resumed.append((len(self.candidates), entry))
+
+    _APPLY = {Plan: _apply_plan, Drew: _apply_drew, Judged: _apply_judged, Reflected: _apply_reflected,
+              Refined: _apply_refined, Stopped: _apply_stopped, Resumed: _apply_resumed}
+
     def _known(self, ids: Iterable[int | None], expected: int | None = None) -> None:
         ids = tuple(ids)
         if expected is not None and len(ids) != expected:
@@ -254,14 +264,26 @@ def _look_up(texts: dict[tuple[int, int], str], id: int, round: int | None) -> s
 def _check(request: Request, chunk: int) -> None:
     if not isinstance(request.prompt, str) or not request.prompt.strip():
         raise UserError(f"the prompt is empty; got {request.prompt!r}; expected some text")
+    try:
+        request.prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt {request.prompt!r} has half a character at place {error.start}; expected proper "
+                        "Unicode text; try to type it again") from error
     for name in ("width", "height", "steps"):
-        value = getattr(request, name)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} must be a whole number from 1 on; got {value!r}")
-    if not isinstance(request.seed, int) or isinstance(request.seed, bool) or request.seed < 0:
+        if not _is_whole(getattr(request, name), 1):
+            raise UserError(f"{name} must be a whole number from 1 on; got {getattr(request, name)!r}")
+    if not _is_whole(request.seed, 0):
         raise UserError(f"the seed must be a whole number from 0 on; got {request.seed!r}")
+    guidance = request.guidance
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < inf:
+        raise UserError(f"the guidance must be a number from 0 on; got {guidance!r}; FLUX.1-dev has 3.5")
     if request.context or request.original_prompt is not None:
         raise UserError("the request that starts a run must be a plain one; got one with a context or a "
                         "rewritten prompt; expected those to come from the policy")
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
+    if not _is_whole(chunk, 1):
         raise UserError(f"chunk must be a whole number from 1 on; got {chunk!r}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    """A bool is an int in Python, but `True` pixels is a mistake."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

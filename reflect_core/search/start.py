@@ -8,11 +8,14 @@ from typing import Any
 from ..types import Generator, Refiner, Reflector, Request, UserError, Verifier
 from . import codec
 from .budget import Budget
+from .entries import Resumed
+from .events import EventCallback
+from .header import Header, refuse_secrets, versions_here
 from .policy import Policy
-from .record import Header, Record
+from .record import Record
 from .registry import policy_from_json
 from .run import Run
-from .stepper import EventCallback, Stepper
+from .stepper import Stepper
 
 
 def start(request: Request, policy: Policy, generator: Generator, verifier: Verifier,
@@ -32,19 +35,21 @@ def start(request: Request, policy: Policy, generator: Generator, verifier: Veri
     stepper = Stepper(run, policy, *actors, budget=budget, on_event=on_event)
     if folder is None:
         return stepper
-    record = Record.create(folder, Header(request, policy.to_json(), budget, chunk, model, fingerprint,
+    record = Record.create(folder, Header(run.request, policy.to_json(), budget, chunk, model, fingerprint,
                                           settings or {}))
     return Stepper(record.run, policy, *actors, budget=budget, record=record, on_event=on_event)
 
 
 def resume(folder: str | os.PathLike, generator: Generator, verifier: Verifier,
            reflector: Reflector | None = None, refiner: Refiner | None = None, *,
-           fingerprint: str | None = None, policy: Policy | None = None,
+           fingerprint: str | None = None, policy: Policy | None = None, settings: dict[str, Any] | None = None,
            on_event: EventCallback | None = None) -> Stepper:
     """A stepper that goes on with the record in `folder`: policy, budget and chunk are its header's.
 
-    `policy` is only for one that is not in `registry.POLICIES`. UserError as in `Record.resume`, or
-    if that policy is not the record's. To look at the header first (which model?), use `load`.
+    `policy` is only for one that is not in `registry.POLICIES`; `settings` are for those that are not the
+    record's any more (another device, say; None: as before). They, and the versions of the libraries,
+    go on record where they changed. UserError as in `Record.resume`, or if that policy is not the
+    record's. To look at the header first (which model?), use `load`.
     """
     record = Record.resume(folder, fingerprint)
     try:
@@ -54,8 +59,21 @@ def resume(folder: str | os.PathLike, generator: Generator, verifier: Verifier,
         elif codec.plain(policy.to_json()) != header.policy:
             raise UserError(f"the record in {folder} was made by the policy {header.policy}; got "
                             f"{policy.to_json()}; try to leave the policy out")
-        return Stepper(record.run, policy, generator, verifier, reflector, refiner, budget=header.budget,
-                       record=record, on_event=on_event)
+        stepper = Stepper(record.run, policy, generator, verifier, reflector, refiner, budget=header.budget,
+                          record=record, on_event=on_event)
+        _note_changes(record, settings)
+        return stepper
     except BaseException:
         record.close()
         raise
+
+
+def _note_changes(record: Record, settings: dict[str, Any] | None) -> None:
+    """Put versions and settings on record if they are not what the last sitting had."""
+    run = record.run
+    before = run.resumed[-1][1] if run.resumed else record.header
+    now = Resumed(versions_here(), before.settings if settings is None else codec.plain(settings))
+    if run.stopped is None and (now.versions, now.settings) != (before.versions, before.settings):
+        refuse_secrets(now.settings)
+        record.append(now)
+        run.apply(now)

@@ -11,7 +11,6 @@ The actors are called through `actors.py`, which counts what they answer and wha
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from .budget import Budget
 from .entries import Drew, Entry, Judged, Plan, Planned, Refined, Reflected, Stopped
 from .events import Event, EventCallback
 from .policy import Action, Draw, Judge, Policy, Refine, Reflect, Stop
+from .record import TornRecord
 from .run import Candidate, Run
 
 
@@ -35,13 +35,9 @@ class Recorder(Protocol):
 
 
 class Stepper:
-    """Drives one run. UserError at once if the actors cannot do what the policy wants.
+    """Drives one run. UserError at once if the actors cannot do what policy and budget want.
 
-    Two optional attributes of actors are used where they exist:
-    `generator.evaluations(request) -> int`: denoiser evaluations of a request before it is drawn
-    (else one for each step, or what the run's pictures cost so far, if that was more);
-    `verifier.spent`, `reflector.spent`, `refiner.spent`: a `Cost` that grows with each call (else a
-    verifier counts one judge call for each picture, the others none).
+    An actor that reports what it spends, such as a language model, has an attribute for it, see `Actors`.
     """
 
     def __init__(self, run: Run, policy: Policy, generator: Generator, verifier: Verifier,
@@ -53,21 +49,23 @@ class Stepper:
         self.budget = budget or Budget()
         self.record = record
         self.on_event = on_event
-        self._actors = {"generator": generator, "verifier": verifier, "reflector": reflector,
-                        "refiner": refiner}
+        self._actors = Actors(generator, verifier, reflector, refiner)
         self._appending = False
         # The clock of the overhead: since `_mark`, of which `_outside` in actors; `_left_over` is what
         # a step spent after its last entry. Time between two steps is the caller's.
         self._mark = time.perf_counter()
         self._outside = self._left_over = 0.0
         for name in sorted(policy.needs):
-            if self._actors[name] is None:
+            if not self._actors.has(name):
                 raise UserError(f"the policy {policy.name!r} needs a {name}; got none; try to give one or to "
                                 "switch that off in the policy")
         if policy.max_context > generator.max_context:
             raise UserError(f"the policy {policy.name!r} hands the generator {policy.max_context} (picture, "
                             f"feedback) pair(s); it takes {generator.max_context}; try a corrector, or the "
                             "policy 'best_of_n'")
+        if self.budget.denoiser_evaluations is not None and not hasattr(generator, "evaluations"):
+            raise UserError("the budget limits denoiser evaluations, but the generator cannot say what a picture "
+                            "will take; expected it to have evaluations(request); try to limit pictures")
 
     @property
     def best(self) -> Candidate | None:
@@ -107,14 +105,16 @@ class Stepper:
     def _step(self) -> Action:
         run = self.so_far
         if self._appending:
-            raise UserError("this run was interrupted while it wrote its record; try to resume it from its "
-                            "folder")
+            what_now = ("was interrupted between two steps; it has no record, so it must be started anew"
+                        if self.record is None else
+                        "was interrupted while it wrote its record; try to resume it from its folder")
+            raise UserError(f"this run {what_now}")
         if run.stopped:
             return Stop(run.stopped.kind, run.stopped.reason)
         if run.unjudged or run.next_chunk:
             action: Action = Draw(run.plan.round, run.plan.planned, run.plan.until_accepted)
             return self._draw_chunks() or action
-        action = self.policy.next(run)
+        action = _work(self.policy, self.policy.next(run))
         if not isinstance(action, Stop):
             action = self._within_budget(action)
         if isinstance(action, Draw):
@@ -139,9 +139,9 @@ class Stepper:
         run = self.so_far
         while run.unjudged or run.next_chunk:
             if not run.unjudged:
-                # The plan was trimmed to the budget; only time can run out under way.
-                reason = self.budget.out_of_time(self._seconds())
-                if reason:
+                # The plan was trimmed to the budget, but time runs, and a judge may be dearer than it was.
+                count, reason = self._room([p.request for p in run.next_chunk])
+                if count < len(run.next_chunk):
                     return self._stop(Stop("budget", reason))
                 self._draw(run.next_chunk)
             self._judge(run.unjudged)
@@ -152,16 +152,13 @@ class Stepper:
         requests = [run.with_pictures(p.request) for p in chunk]
         drawn, cost = self._call("generator", len(requests), lambda actor: actor.draw(
             requests, lambda step, steps: self._emit("step", round, step=step, steps=steps)))
-        for request, one in zip(requests, drawn):
-            if one.picture.mode != "RGB" or one.picture.size != (request.width, request.height):
-                raise ActorError(f"the generator drew {one.picture.mode} {one.picture.size}; expected RGB "
-                                 f"{(request.width, request.height)}")
+        expect_pictures(requests, drawn)
         first = len(run.candidates)
         hashes = tuple(run.pictures.put(first + i, one.picture) for i, one in enumerate(drawn))
         run.pictures.settle()
         # A generator that leaves `pictures` at 0 has still drawn one.
         costs = tuple(replace(one.cost, pictures=1) for one in drawn)
-        self._append(Drew(first, hashes, costs, cost.seconds))
+        self._append(Drew(first, hashes, costs, cost.seconds), "generator")
         for id in run.unjudged:
             self._emit("drawn", round, candidate=id)
 
@@ -169,8 +166,8 @@ class Stepper:
         run = self.so_far
         pictures = [run.picture(id) for id in ids]
         verdicts, cost = self._call("verifier", len(ids), lambda actor: actor.judge(run.prompt, pictures))
-        verdicts = tuple(_checked(v) for v in verdicts)
-        self._append(Judged(ids, verdicts, cost))
+        verdicts = tuple(as_recorded(v) for v in verdicts)
+        self._append(Judged(ids, verdicts, cost), "verifier")
         for id, verdict in zip(ids, verdicts):
             self._emit("judged", run.candidate(id).round, candidate=id, score=verdict.score,
                        accepted=verdict.accepted, text=verdict.reason)
@@ -180,7 +177,8 @@ class Stepper:
         pictures, verdicts = self._seen(ids)
         texts, cost = self._call("reflector", len(ids),
                                  lambda actor: actor.reflect(run.prompt, pictures, verdicts))
-        self._append(Reflected(action.round, ids, _texts("reflector", texts), cost))
+        texts = as_texts("reflector", texts)
+        self._append(Reflected(action.round, ids, texts, cost), "reflector")
         for id, text in zip(ids, texts):
             self._emit("reflected", action.round, candidate=id, text=text)
 
@@ -192,7 +190,8 @@ class Stepper:
         reflections = [run.reflection(id) or "" for id in ids]
         texts, cost = self._call("refiner", len(ids), lambda actor: actor.refine(
             run.prompt, currents, pictures, verdicts, reflections))
-        self._append(Refined(action.round, ids, _texts("refiner", texts), cost))
+        texts = as_texts("refiner", texts)
+        self._append(Refined(action.round, ids, texts, cost), "refiner")
         for id, text in zip(ids, texts):
             self._emit("refined", action.round, candidate=id, text=text)
 
@@ -205,56 +204,46 @@ class Stepper:
 
     def _within_budget(self, action: Action) -> Action:
         """The action, trimmed to what is left, or the stop that takes its place."""
-        run, budget = self.so_far, self.budget
-        # Also before reflecting: a reflection that nothing can be drawn with is wasted.
-        reason = budget.spent(run.ledger, self._seconds())
-        if reason:
-            return Stop("budget", reason)
         if isinstance(action, Draw):
-            evaluations = self._evaluations(action.requests)
-            count = budget.fits(run.ledger, evaluations)
-            if count == 0:
-                return Stop("budget", f"what is left of {budget.denoiser_evaluations} denoiser evaluations "
-                                      f"is not enough for a picture that takes {evaluations[0]}")
-            return replace(action, planned=action.planned[:count])
-        actor = {Judge: "verifier", Reflect: "reflector", Refine: "refiner"}[type(action)]
-        counts_calls = isinstance(action, Judge) or hasattr(self._actors[actor], "spent")
-        calls = run.ledger.total.judge_calls + len(action.candidates)
-        if counts_calls and budget.judge_calls is not None and calls > budget.judge_calls:
-            return Stop("budget", f"what is left of {budget.judge_calls} judge calls is not enough for "
-                                  f"the {actor}")
-        return action
+            count, reason = self._room(action.requests)
+            return replace(action, planned=action.planned[:count]) if count else Stop("budget", reason)
+        spent, actor = self._spent(), {Judge: "verifier", Reflect: "reflector", Refine: "refiner"}[type(action)]
+        # Also before reflecting: a reflection that nothing can be drawn with is wasted.
+        reason = self.budget.exhausted(spent) or self.budget.forbids_calls(
+            spent, self._calls(actor) * len(action.candidates), actor)
+        return Stop("budget", reason) if reason else action
 
-    def _evaluations(self, requests: Sequence[Request]) -> list[int]:
-        generator = self._actors["generator"]
-        if hasattr(generator, "evaluations"):
-            return [generator.evaluations(request) for request in requests]
-        drawn = self.so_far.candidates
-        per_step = max((c.cost.denoiser_evaluations / c.request.steps for c in drawn), default=1)
-        return [math.ceil(request.steps * max(per_step, 1)) for request in requests]
+    def _room(self, requests: Sequence[Request]) -> tuple[int, str]:
+        """How many of the requests, from the first on, the budget lets draw and judge, and why not one more."""
+        spent, limited = self._spent(), self.budget.denoiser_evaluations is not None
+        if reason := self.budget.exhausted(spent):
+            return 0, reason
+        evaluations = [self._actors.generator.evaluations(r) if limited else 0 for r in requests]
+        return self.budget.fits(spent, evaluations, self._calls("verifier"))
+
+    def _spent(self) -> Cost:
+        """All that was spent, also by calls that failed; its seconds are the run's wall time."""
+        ledger = self.so_far.ledger
+        total = ledger.total + self._actors.owed
+        return replace(total, seconds=total.seconds + ledger.overhead_seconds + time.perf_counter() - self._mark)
+
+    def _calls(self, actor: str) -> float:
+        """Judge calls to reckon with for one item: one, or the most that the actor has taken so far."""
+        return max(1.0, self.so_far.ledger.dearest[actor]) if self._actors.counts_calls(actor) else 0.0
 
     def _seen(self, ids: Sequence[int]) -> tuple[list[Picture], list[Verdict]]:
         return [self.so_far.picture(id) for id in ids], [self.so_far.latest_verdict(id) for id in ids]
 
     def _call(self, name: str, count: int, ask: Callable[[Any], Any]) -> tuple[list, Cost]:
-        """What the actor answered, `count` things, and what that cost; its time is no overhead."""
-        actor = self._actors[name]
-        before = getattr(actor, "spent", Cost())
+        """As `Actors.call`; its time is no overhead."""
         started = time.perf_counter()
         try:
-            answers = list(ask(actor))
+            return self._actors.call(name, count, ask)
         finally:
-            seconds = time.perf_counter() - started
-            self._outside += seconds
-        if len(answers) != count:
-            raise ActorError(f"the {name} returned {len(answers)} answers for {count} candidates; expected "
-                             "as many, in order")
-        if hasattr(actor, "spent"):
-            pairs = zip(actor.spent.as_tuple(), before.as_tuple())
-            return answers, replace(Cost(*(now - then for now, then in pairs)), seconds=seconds)
-        return answers, Cost(judge_calls=count if name == "verifier" else 0, seconds=seconds)
+            self._outside += time.perf_counter() - started
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: Entry, actor: str | None = None) -> None:
+        """Put the entry on record and into the run. `actor`: whose cost it carries."""
         now = time.perf_counter()
         entry = replace(entry, overhead=max(now - self._mark - self._outside, 0.0))
         self._mark, self._outside = now, 0.0
@@ -263,15 +252,14 @@ class Stepper:
         try:
             if self.record is not None:
                 self.record.append(entry)
-        except Exception:
-            # A failed write took back what it had written; run and record still agree.
-            self._appending = False
+        except Exception as error:
+            # A failed write took back what it had written; run and record still agree. Unless it could not.
+            self._appending = isinstance(error, TornRecord)
             raise
         self.so_far.apply(entry)
+        if actor is not None:
+            self._actors.settle(actor)
         self._appending = False
-
-    def _seconds(self) -> float:
-        return self.so_far.ledger.seconds + time.perf_counter() - self._mark
 
     def _emit(self, kind: str, round: int, **details: Any) -> None:
         if self.on_event is None:
@@ -280,6 +268,15 @@ class Stepper:
         if self.budget.pictures is not None:
             most = min(most, self.budget.pictures)
         self.on_event(Event(kind, round, pictures=len(self.so_far.candidates), most_pictures=most, **details))
+
+
+def _work(policy: Policy, action: Any) -> Action:
+    """The action. ActorError if it is none or asks for nothing: a run would never come to an end."""
+    asked = action.planned if isinstance(action, Draw) else getattr(action, "candidates", None)
+    if not asked and not isinstance(action, Stop):
+        raise ActorError(f"the policy {policy.name!r} returned {action!r}; expected something to draw, judge, "
+                         "reflect on or refine, or a Stop")
+    return action
 
 
 def chunk_sizes(requests: Sequence[Request], chunk: int) -> tuple[int, ...]:
