@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import settings
 from PIL import Image
 
-from reflect_core.types import Check, Cost, Drawn, Verdict
+from reflect_core.search import ReflectionFlow, start
+from reflect_core.types import Check, Cost, Drawn, Request, Verdict
 
 SIZE = 8
 
@@ -159,3 +161,31 @@ class SpendingVerifier(FakeVerifier):
     def judge(self, prompt, pictures):
         self.spent = self.spent + Cost(judge_calls=self.each * len(pictures))
         return super().judge(prompt, pictures)
+
+
+# A run that most tests of records are about.
+
+REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
+FLOW = ReflectionFlow(4, 2, 3)
+
+
+def actors():
+    return FakeGenerator(batch_matters=True), FakeVerifier(2), FakeReflector()
+
+
+def finished_record(folder):
+    """The folder, with a record of `FLOW` in it: 10 pictures in chunks of at most 3."""
+    with start(REQUEST, FLOW, *actors(), chunk=3, folder=folder, model="fake", fingerprint="abc") as stepper:
+        stepper.run()
+    return folder
+
+
+def lines_of(folder):
+    return (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def search(policy, seed=3, threshold=2.0, levels=None, chunk=4, reflector=None, generator=None):
+    """(stepper, run) of a policy run to its end, by default with a judge that accepts nothing."""
+    stepper = start(replace(REQUEST, seed=seed), policy, generator or FakeGenerator(), FakeVerifier(threshold, levels),
+                    reflector or FakeReflector(), FakeRefiner(), chunk=chunk)
+    return stepper, stepper.run()

@@ -24,6 +24,7 @@ from reflect_core.search.entries import (
     Planned,
     Refined,
     Reflected,
+    Resumed,
     Stopped,
     entry_from_json,
     entry_to_json,
@@ -62,7 +63,8 @@ entries = st.one_of(
     st.builds(Judged, ids, tuples(verdicts), costs, seconds),
     st.builds(Reflected, st.integers(0, 9), ids, tuples(texts), costs, seconds),
     st.builds(Refined, st.integers(0, 9), ids, tuples(texts), costs, seconds),
-    st.builds(Stopped, texts, texts, seconds))
+    st.builds(Stopped, texts, texts, seconds),
+    st.builds(Resumed, st.dictionaries(texts, texts, max_size=3), st.dictionaries(proper, values, max_size=3), seconds))
 
 
 def through(data):
@@ -139,3 +141,10 @@ def test_bad_lines_say_what_is_wrong(data, words):
 def test_a_context_picture_from_outside_is_refused():
     with pytest.raises(UserError, match="from outside"):
         codec.pair_to_json(Pair("brighter", picture=object()))
+
+
+@pytest.mark.parametrize("text, mended", [
+    ("\ud83d", "\ufffd"), ("a \ud83d b", "a \ufffd b"), ("\ude00\ud83d", "\ufffd\ufffd"), ("\ud83d\ude00", "\U0001f600"),
+    ("\ufeffa\x00\u2028\n", "\ufeffa\x00\u2028\n"), ("\U0001f600", "\U0001f600")])
+def test_half_characters_become_marks_and_all_else_stays(text, mended):
+    assert codec.plain({text: [text, {"x": text}]}) == {mended: [mended, {"x": mended}]}

@@ -1,32 +1,23 @@
 """Two processes never write one record: by the system's locks, and where there are none."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fakes import SIZE, FakeGenerator, FakeReflector, FakeVerifier
+from fakes import actors, finished_record
 
-from reflect_core.search import ReflectionFlow, load, lock, resume, start
-from reflect_core.types import Request, UserError
+from reflect_core.search import load, lock, resume
+from reflect_core.types import UserError
 
 ROOT = Path(__file__).parents[1]
-REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
-FLOW = ReflectionFlow(4, 2, 3)
-
-
-def actors():
-    return FakeGenerator(batch_matters=True), FakeVerifier(2), FakeReflector()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished record."""
-    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", model="fake",
-               fingerprint="abc") as stepper:
-        stepper.run()
-    return tmp_path / "run"
+    return finished_record(tmp_path / "run")
 
 
 OTHER = """
@@ -74,6 +65,62 @@ def test_the_same_process_cannot_open_a_record_twice(folder, how, monkeypatch):
     with resume(folder, *actors()):
         with pytest.raises(UserError, match=f"process {os.getpid()} on "):
             resume(folder, *actors())
+    resume(folder, *actors()).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_neither_keeps_nor_breaks_the_lock(folder):
+    """As a process of a data loader that outlives the run, or cleans up what it inherited."""
+    held = lock.RecordLock(folder)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    cleaner = os.fork()
+    if cleaner == 0:
+        held.release()
+        os._exit(0)
+    os.waitpid(cleaner, 0)
+    with pytest.raises(UserError, match="another process"):
+        resume(folder, *actors())
+    held.release()
+    try:
+        resume(folder, *actors()).close()
+    finally:
+        os.close(write)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("how", ["system", "by creating"])
+def test_the_error_names_the_lock_file(folder, how, monkeypatch):
+    name = ".lock"
+    if how == "by creating":
+        name = ".lock.owner"
+        monkeypatch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
+    with resume(folder, *actors()):
+        with pytest.raises(UserError, match=f"as {re.escape(str(folder / name))} says.*remove that file"):
+            resume(folder, *actors())
+    assert {p.name for p in folder.iterdir()} == {"run.jsonl", "pictures", ".lock"}
+
+
+@pytest.mark.parametrize("how", ["system", "by creating"])
+def test_no_room_for_the_owner_leaves_nothing_held(folder, how, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        patch.setattr(Path, "write_bytes", full)
+        if how == "by creating":
+            patch.setattr(lock, "_system_lock", lambda handle: (_ for _ in ()).throw(OSError))
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        for _ in range(3):
+            with pytest.raises(UserError, match="No space left"):
+                resume(folder, *actors())
+        if before:
+            assert len(os.listdir("/proc/self/fd")) == before
+    assert not (folder / ".lock.owner").exists()
     resume(folder, *actors()).close()
 
 

@@ -1,14 +1,13 @@
-"""Records on disk: what is refused, what is found out, locks, and replay."""
+"""Records on disk: what is written, what is read back, and what is refused before anything is drawn."""
 
 import json
-import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import SIZE, FakeGenerator, FakeReflector, FakeVerifier
-from PIL import Image
+from fakes import FLOW, REQUEST, FakeGenerator, FakeReflector, FakeVerifier, actors, finished_record, lines_of
 
 from reflect_core.search import (
     BestOfN,
@@ -21,28 +20,12 @@ from reflect_core.search import (
     resume,
     start,
 )
-from reflect_core.types import Request, UserError
+from reflect_core.types import UserError
 
 ROOT = Path(__file__).parents[1]
-REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
-FLOW = ReflectionFlow(4, 2, 3)
-
-
-def actors():
-    return FakeGenerator(batch_matters=True), FakeVerifier(2), FakeReflector()
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """A finished record."""
-    with start(REQUEST, FLOW, *actors(), chunk=3, folder=tmp_path / "run", model="fake",
-               fingerprint="abc") as stepper:
-        stepper.run()
-    return tmp_path / "run"
-
-
-def lines_of(folder):
-    return (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
+    return finished_record(tmp_path / "run")
 
 
 # Writing and reading.
@@ -82,13 +65,15 @@ def test_no_environment_in_a_record(tmp_path, monkeypatch):
     assert b"sk-very-secret" not in (tmp_path / "run" / "run.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("settings", [{"api_key": "x"}, {"judge": {"OPENAI_API_KEY": "x"}}, {"password": ""},
-                                      {"hf_token": "x"}, {"Authorization": "Bearer"}])
+@pytest.mark.parametrize("settings", [
+    {"api_key": "x"}, {"judge": {"OPENAI_API_KEY": "x"}}, {"password": ""}, {"hf_token": "x"},
+    {"Authorization": "Bearer"}, {"judges": [{"x-api-key": "x"}]}, {"judges": ({"a": [{"apiKey": "x"}]},)},
+    {"access-token": "x"}, {"accessToken": "x"}, {"token": "x"}])
 def test_settings_that_look_like_secrets_are_refused(tmp_path, settings):
     with pytest.raises(UserError, match="secret"):
         start(REQUEST, FLOW, *actors(), folder=tmp_path / "run", settings=settings)
     assert not (tmp_path / "run").exists()
-    start(REQUEST, FLOW, *actors(), folder=tmp_path / "run", settings={"max_tokens": 5}).close()
+    start(REQUEST, FLOW, *actors(), folder=tmp_path / "run", settings={"max_tokens": [5]}).close()
 
 
 # Folders that will not do, found out before any drawing.
@@ -134,145 +119,18 @@ def test_no_record_there(tmp_path, call):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_full_disk_is_a_user_error_and_takes_back_the_torn_line(tmp_path, monkeypatch):
-    stepper = start(REQUEST, FLOW, *actors(), chunk=2, folder=tmp_path / "run")
-
-    class Full:
-        """Writes half of what it gets, then has no room."""
-        def __init__(self, file):
-            self.file, self.calls = file, 0
-
-        def write(self, data):
-            self.calls += 1
-            if self.calls == 4:
-                return self.file.write(data[: len(data) // 2])
-            if self.calls == 5:
-                raise OSError(28, "No space left on device")
-            return self.file.write(data)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-    stepper.record._file = Full(stepper.record._file)
-    with pytest.raises(UserError, match="No space left"):
-        stepper.run()
-    assert all(line.endswith(b"}\n") for line in lines_of(tmp_path / "run"))
-    # Room was made: the same stepper goes on.
-    run = stepper.run()
-    stepper.close()
-    assert load(tmp_path / "run")[1].candidates == run.candidates
-    whole = start(REQUEST, FLOW, *actors(), chunk=2).run()
-    assert [c.sha256 for c in run.candidates] == [c.sha256 for c in whole.candidates]
-
-
-def test_no_room_for_a_picture(tmp_path, monkeypatch):
-    stepper = start(REQUEST, FLOW, *actors(), folder=tmp_path / "run")
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(UserError, match="make room"):
-        stepper.run()
-    monkeypatch.undo()
-    assert len(stepper.run().candidates) == 10
-
-
-# Damage.
-
-@pytest.mark.parametrize("tail", [b'{"line":"dra', b"\x00" * 40, b'{"line":"judged"}', b"\xff\xfe"])
-def test_a_torn_last_line_is_ignored_and_cut_off(folder, tail):
-    path = folder / "run.jsonl"
-    before = path.read_bytes()
-    path.write_bytes(before + tail)
-    assert len(load(folder)[1].candidates) == 10
-    assert path.read_bytes() == before + tail
-    resume(folder, *actors()).close()
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8])
-@pytest.mark.parametrize("damage", [
-    lambda line: b"\n", lambda line: line[:-9] + b"\n", lambda line: b"\x00" * len(line) + b"\n",
-    lambda line: b"7\n", lambda line: line.replace(b'{"line":"', b'{"line":"x'),
-    lambda line: line.replace(b"sha256", b"sha257") + b"{}\n",
-    lambda line: b"[" * 100000 + b"\n", lambda line: b"\xff\n"])
-def test_other_damage_names_the_line(folder, number, damage):
-    lines = lines_of(folder)
-    lines[number - 1] = damage(lines[number - 1])
-    (folder / "run.jsonl").write_bytes(b"".join(lines))
-    before = (folder / "run.jsonl").read_bytes()
-    for call in (load, lambda f: resume(f, *actors())):
-        # A damage that adds a line is found there.
-        with pytest.raises(UserError, match=f"line ({number}|{number + 1}) of .* is damaged"):
-            call(folder)
-    assert (folder / "run.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("remove", [1, 2, 3, 4, 5, 7, 8])
-def test_a_line_that_is_gone(folder, remove):
-    lines = lines_of(folder)
-    del lines[remove]
-    (folder / "run.jsonl").write_bytes(b"".join(lines))
-    with pytest.raises(UserError, match="is damaged"):
-        load(folder)
-
-
-def test_another_format_is_said(folder):
-    lines = lines_of(folder)
-    lines[0] = lines[0].replace(b'"format":1', b'"format":2')
-    (folder / "run.jsonl").write_bytes(b"".join(lines))
-    with pytest.raises(UserError, match="format 2; expected 1"):
-        load(folder)
-
-
-def change_pixel(path):
-    image = Image.open(path).copy()
-    r, g, b = image.getpixel((2, 2))
-    image.putpixel((2, 2), (r ^ 8, g, b))
-    image.save(path)
-
-
-@pytest.mark.parametrize("damage, words", [
-    (lambda p: p.unlink(), "missing"), (change_pixel, "was changed"),
-    (lambda p: p.write_bytes(b""), "cannot be read"),
-    (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"),
-    (lambda p: p.write_text("x"), "cannot be read"),
-    (lambda p: (p.unlink(), p.mkdir()), "cannot be read")])
-def test_damaged_pictures(folder, damage, words):
-    damage(folder / "pictures" / "00002.png")
-    _, run = load(folder)
-    run.picture(1)
-    for call in (lambda: run.picture(2), lambda: resume(folder, *actors()),
-                 lambda: replay(folder, FakeGenerator(batch_matters=True))):
-        with pytest.raises(UserError, match=f"00002.png .*{words}|00002.png {words}"):
-            call()
-
-
-def test_a_picture_compressed_anew_is_the_same_picture(folder):
-    path = folder / "pictures" / "00002.png"
-    Image.open(path).copy().save(path, compress_level=9)
-    resume(folder, *actors()).close()
-
-
-def test_another_model_is_refused(folder):
-    with pytest.raises(UserError, match="fingerprint 'abc'; got 'xyz'"):
-        resume(folder, *actors(), fingerprint="xyz")
-    resume(folder, *actors(), fingerprint="abc").close()
-
-
-def test_another_policy_is_refused(folder):
-    with pytest.raises(UserError, match="was made by the policy"):
-        resume(folder, *actors(), policy=BestOfN(3))
-    resume(folder, *actors(), policy=FLOW).close()
-
-
-def test_what_a_kill_left_behind_is_removed_on_resume(folder):
-    stray = [folder / "pictures" / name for name in ("00010.png", "00004.tmp")]
-    kept = folder / "pictures" / "notes.txt"
-    for path in (*stray, kept):
-        path.write_bytes(b"x")
-    resume(folder, *actors()).close()
-    assert not any(p.exists() for p in stray) and kept.exists()
-
-
 # Opening and closing.
+
+def test_whole_numbers_for_guidance_are_the_same_before_and_after_a_resume(tmp_path):
+    request, policy = replace(REQUEST, guidance=2), ReflectionFlow(2, 1, 3, corrector_guidance=3)
+    with start(request, policy, *actors(), folder=tmp_path / "run") as stepper:
+        run = stepper.run()
+    lines = lines_of(tmp_path / "run")
+    assert b'"guidance":2.0' in lines[0] and b'"guidance":2,' not in b"".join(lines)
+    (tmp_path / "run" / "run.jsonl").write_bytes(b"".join(lines[:8]))
+    with resume(tmp_path / "run", *actors()) as stepper:
+        assert [c.sha256 for c in stepper.run().candidates] == [c.sha256 for c in run.candidates]
+
 
 def test_a_failed_resume_lets_go_of_the_lock(folder):
     with pytest.raises(UserError):

@@ -5,7 +5,7 @@ from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflect_core.search import ReflectionFlow, Run, start
+from reflect_core.search import BestOfN, ReflectionFlow, Run, start
 from reflect_core.search.entries import Drew, Judged, Plan, Planned, Reflected, Stopped
 from reflect_core.types import Cost, Pair, Request, UserError, Verdict
 
@@ -99,10 +99,17 @@ def test_entries_that_cannot_follow(entries, words):
 
 @pytest.mark.parametrize("changes", [
     {"prompt": ""}, {"prompt": "  \n"}, {"prompt": None}, {"seed": -1}, {"seed": 1.5}, {"seed": True},
-    {"width": 0}, {"steps": -3}, {"height": 1.0}, {"context": (Pair("x"),)}, {"original_prompt": "x"}])
-def test_requests_that_cannot_start_a_run(changes):
+    {"width": 0}, {"steps": -3}, {"height": 1.0}, {"width": True}, {"height": True}, {"steps": True},
+    {"guidance": float("nan")}, {"guidance": float("inf")}, {"guidance": "3"}, {"guidance": True}, {"guidance": -1},
+    {"guidance": None}, {"prompt": "half \ud83d"}, {"context": (Pair("x"),)}, {"original_prompt": "x"}])
+def test_requests_that_cannot_start_a_run(changes, tmp_path):
+    request = Request(**{"prompt": "x", "seed": 1, **changes})
+    with pytest.raises(UserError, match="expected|must be"):
+        Run(request)
+    # Nor one on record, which would be refused as damaged later.
     with pytest.raises(UserError):
-        Run(Request(**{"prompt": "x", "seed": 1, **changes}))
+        start(request, BestOfN(1), FakeGenerator(), FakeVerifier(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.0, True])

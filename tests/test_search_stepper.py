@@ -1,6 +1,7 @@
 """The stepper: order kept, contracts held, errors and interrupts survived, time accounted for."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from fakes import SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier, quality_of
@@ -10,7 +11,10 @@ from reflect_core.search import (
     BestOfN,
     Budget,
     Draw,
+    Judge,
     NoisePromptScaling,
+    Refine,
+    Reflect,
     ReflectionFlow,
     Stop,
     load,
@@ -18,7 +22,7 @@ from reflect_core.search import (
     start,
 )
 from reflect_core.search.stepper import chunk_sizes
-from reflect_core.types import Cost, Pair, Request, UserError, Verdict
+from reflect_core.types import Check, Cost, Pair, Request, UserError, Verdict
 
 REQUEST = Request("two red circles", seed=3, width=SIZE, height=SIZE, steps=4)
 FLOW = ReflectionFlow(4, 2, 3)
@@ -97,6 +101,50 @@ def test_details_are_the_same_before_and_after_a_resume():
     assert isinstance(run.candidate(0).verdict.details["pixel"], list)
 
 
+def test_half_a_character_does_not_stop_a_run_for_good(tmp_path):
+    """Half of a surrogate pair is what a language model that ran into its token limit hands over, and
+    what no text encoder takes."""
+    half, mended = "move it \ud83d", "move it \ufffd"
+
+    class Strange(FakeVerifier):
+        def verdict(self, picture):
+            return replace(super().verdict(picture), reason=half, checks=(Check("x", half, False, half),),
+                           details={half: [half, {"whole": "\ud83d\ude00"}]})
+
+    class Speaker(FakeReflector):
+        def reflect(self, prompt, pictures, verdicts):
+            for verdict in verdicts:
+                assert verdict.reason == mended
+                assert verdict.details == {mended: [mended, {"whole": "\U0001f600"}]}
+            return [half] * len(pictures)
+
+    class Writer(FakeRefiner):
+        def refine(self, prompt, currents, pictures, verdicts, reflections):
+            assert set(reflections) == {mended}
+            return [half] * len(currents)
+
+    said = []
+    with start(REQUEST, ReflectionFlow(2, 1, 2, refine=True), FakeGenerator(), Strange(2), Speaker(), Writer(),
+               folder=tmp_path / "run", on_event=lambda event: said.append(event.text)) as stepper:
+        run = stepper.run()
+    assert len(run.candidates) == 4 and mended in said and half not in said
+    assert run.candidate(3).request.prompt == run.candidate(3).request.context[0].feedback == mended
+    assert run.candidate(3).verdict.checks[0] == Check("x", mended, False, mended)
+    assert load(tmp_path / "run")[1].candidates == run.candidates
+
+
+@pytest.mark.parametrize("action", [Draw(0, ()), Judge(()), Reflect(0, ()), Refine(0, ()), None])
+def test_a_policy_that_asks_for_nothing(action):
+    class Idle(BestOfN):
+        name = "idle"
+
+        def next(self, run):
+            return action
+
+    with pytest.raises(ActorError, match="the policy 'idle' returned .*expected something to draw"):
+        start(REQUEST, Idle(3), FakeGenerator(), FakeVerifier(), FakeReflector(), FakeRefiner()).run()
+
+
 @pytest.mark.parametrize("folder", [None, "run"])
 def test_an_error_leaves_a_run_that_goes_on(tmp_path, folder):
     folder = folder and tmp_path / folder
@@ -137,17 +185,21 @@ def test_a_callback_that_interrupts_leaves_a_resumable_record(tmp_path, kind, er
     assert [c.verdict for c in resumed.candidates] == [c.verdict for c in whole.candidates]
 
 
-def test_interrupted_between_record_and_run(tmp_path):
+@pytest.mark.parametrize("folder, words", [(None, "must be started anew"), ("run", "resume it from its folder")])
+def test_interrupted_between_record_and_run(tmp_path, folder, words):
     """The one moment when they differ: the stepper refuses to go on, the record does not."""
-    stepper = start(REQUEST, BestOfN(4), FakeGenerator(), FakeVerifier(2), chunk=2, folder=tmp_path / "run")
+    stepper = start(REQUEST, BestOfN(4), FakeGenerator(), FakeVerifier(2), chunk=2,
+                    folder=folder and tmp_path / folder)
     apply = stepper.so_far.apply
     stepper.so_far.apply = lambda entry: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         stepper.step()
     stepper.so_far.apply = apply
-    with pytest.raises(UserError, match="resume it"):
+    with pytest.raises(UserError, match=words):
         stepper.step()
     stepper.close()
+    if folder is None:
+        return
     with resume(tmp_path / "run", FakeGenerator(), FakeVerifier(2)) as stepper:
         assert len(stepper.run().candidates) == 4
 
@@ -219,7 +271,6 @@ def test_the_search_is_a_small_part_of_the_wall_time(tmp_path):
 def test_costs_of_a_generator_that_counts_no_pictures():
     class Silent(FakeGenerator):
         def draw(self, requests, callback=None):
-            from dataclasses import replace
             return [replace(d, cost=Cost()) for d in super().draw(requests, callback)]
     run = start(REQUEST, BestOfN(3), Silent(), FakeVerifier(2)).run()
     assert run.ledger.total.pictures == 3
