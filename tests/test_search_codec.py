@@ -144,7 +144,7 @@ def test_a_context_picture_from_outside_is_refused():
 
 
 @pytest.mark.parametrize("text, mended", [
-    ("\ud83d", "\ufffd"), ("a \ud83d b", "a \ufffd b"), ("\ude00\ud83d", "\ufffd\ufffd"), ("\ud83d\ude00", "\U0001f600"),
-    ("\ufeffa\x00\u2028\n", "\ufeffa\x00\u2028\n"), ("\U0001f600", "\U0001f600")])
+    ("\ud83d", "\ufffd"), ("a \ud83d b", "a \ufffd b"), ("\ude00\ud83d", "\ufffd\ufffd"),
+    ("\ud83d\ude00", "\U0001f600"), ("\ufeffa\x00\u2028\n", "\ufeffa\x00\u2028\n"), ("\U0001f600", "\U0001f600")])
 def test_half_characters_become_marks_and_all_else_stays(text, mended):
     assert codec.plain({text: [text, {"x": text}]}) == {mended: [mended, {"x": mended}]}
