@@ -21,8 +21,9 @@ def write_report(folder: Path, run: Run, header: Header, chosen: Candidate | Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tree, page = folder / TREE, folder / PAGE
-        for path, write in ((tree, lambda p: tree_picture(run, chosen, header).save(p, "PNG")),
-                            (page, lambda p: p.write_text(html_page(run, header, chosen), encoding="utf-8"))):
+        about = {"header": header, "chosen": chosen}
+        for path, write in ((tree, lambda p: tree_picture(run, **about).save(p, "PNG")),
+                            (page, lambda p: p.write_text(html_page(run, **about), encoding="utf-8"))):
             # Whoever looks at the page while it is written again sees the old one or the new one.
             scratch = path.with_name(f".{path.name}.tmp")
             write(scratch)

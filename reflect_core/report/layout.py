@@ -8,8 +8,10 @@ nothing comes from anything else (best-of-n) is a plain grid. Units are pixels a
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from PIL import ImageFont
 
@@ -49,6 +51,21 @@ class Node:
     told: bool
     """Whether the text is a reflection."""
     chosen: bool
+
+    @property
+    def score_text(self) -> str:
+        """Below the thumbnail's left corner. By the first verdict: that decides the answer."""
+        return "not judged" if self.candidate.verdict is None else f"{self.candidate.score:.2f}"
+
+    @property
+    def label(self) -> str:
+        """Below its right corner. An accepted answer is marked as such already."""
+        return f"best, {self.candidate.id}" if self.chosen and not self.candidate.accepted else f"{self.candidate.id}"
+
+    @property
+    def thick(self) -> int:
+        """Pixels of the frame around the thumbnail."""
+        return 4 if self.chosen else 2 if self.candidate.accepted else 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,7 @@ def lay_out(run: Run, chosen: int | None = None) -> Layout:
 
 def _thumb_size(run: Run) -> tuple[int, int]:
     width, height = run.request.width, run.request.height
-    return round(THUMB * width / max(width, height)), round(THUMB * height / max(width, height))
+    return max(1, round(THUMB * width / max(width, height))), max(1, round(THUMB * height / max(width, height)))
 
 
 def _is_tree(run: Run) -> bool:
@@ -137,7 +154,9 @@ def _columns(run: Run) -> dict[int, tuple[int, int]]:
         if candidate.id not in places:
             places[candidate.id] = next(free)
     for child in later:
-        places[child.id] = (width - 1 + child.round, child.branch)
+        # A policy may draw several for one branch of a round: the next free row, then.
+        column, taken = width - 1 + child.round, set(places.values())
+        places[child.id] = next((column, row) for row in count(child.branch) if (column, row) not in taken)
     return places
 
 
@@ -179,21 +198,23 @@ def _text(run: Run, candidate: Candidate) -> tuple[tuple[str, ...], bool]:
 def wrap(text: str, most: int = MOST_LINES, width: float = TEXT_WIDTH, size: float = TEXT_SIZE) -> tuple[str, ...]:
     """Lines of at most `width` pixels, cut with an ellipsis after `most` of them."""
     measure = font(size).getlength
+    whole = " ".join(readable(text).split())
+    # A letter is a pixel wide at least: what is behind these is never seen, however long the text.
+    seen = whole[: most * math.ceil(width)]
     lines: list[str] = []
-    rest = readable(text).split()
-    while rest:
+    rest = seen.split()
+    while rest and len(lines) < most:
         line = rest.pop(0)
-        while measure(line) > width and len(line) > 1:
+        if len(line) > 1 and measure(line) > width:
             # A single word that is too long is broken where it must be.
-            cut = next(k for k in range(len(line) - 1, 0, -1) if k == 1 or measure(line[:k]) <= width)
+            cut = max(1, bisect_right(range(1, len(line)), width, key=lambda k: measure(line[:k])))  # noqa: B023
             rest.insert(0, line[cut:])
             line = line[:cut]
         while rest and measure(f"{line} {rest[0]}") <= width:
             line = f"{line} {rest.pop(0)}"
         lines.append(line)
-        if len(lines) == most and rest:
-            while measure(f"{lines[-1]}...") > width and lines[-1]:
-                lines[-1] = lines[-1][:-1]
-            lines[-1] += "..."
-            break
+    if rest or len(seen) < len(whole):
+        while measure(f"{lines[-1]}...") > width and lines[-1]:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
     return tuple(lines)

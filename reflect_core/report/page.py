@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 
-from ..search.record import Header
+from ..search.header import Header
 from ..search.run import Candidate, Run
 from ..types import Check
 from .layout import lay_out
@@ -61,7 +61,7 @@ a { color: inherit; }
 """
 
 
-def html_page(run: Run, header: Header | None = None, chosen: Candidate | None = None) -> str:
+def html_page(run: Run, *, header: Header | None = None, chosen: Candidate | None = None) -> str:
     """The page's text. `chosen` is the policy's answer; None: the run's best."""
     chosen = chosen or run.best()
     tree = tree_svg(run, lay_out(run, None if chosen is None else chosen.id))
@@ -95,10 +95,17 @@ def _way(run: Run, chosen: Candidate, crisp: bool) -> str:
     parts = []
     for candidate in run.lineage(chosen.id):
         if parts:
-            words = "; ".join(p.feedback for p in candidate.request.context if p.feedback) or "a new prompt"
-            parts.append(f'<div class="arrow told">{escape(words)}</div>')
+            parts.append(f'<div class="arrow told">{escape(_words_between(run, candidate))}</div>')
         parts.append(f"<figure>{_image(run, candidate, crisp)}<figcaption>{_score(candidate)}</figcaption></figure>")
     return f'<h2>How the answer came about</h2>\n<div class="way-row">{"".join(parts)}</div>'
+
+
+def _words_between(run: Run, child: Candidate) -> str:
+    """What made a child of its parent: the reflection, a rewritten prompt, or another noise alone."""
+    said = "; ".join(p.feedback for p in child.request.context if p.feedback.strip())
+    if said:
+        return said
+    return "no words" if child.request.prompt == run.candidate(child.parent).request.prompt else "a new prompt"
 
 
 def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
@@ -112,6 +119,9 @@ def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
         lines.append(f"<ul>{''.join(_check(check) for check in candidate.verdict.checks)}</ul>")
         if not candidate.verdict.checks and candidate.verdict.reason:
             lines.append(f"<p>{escape(candidate.verdict.reason)}</p>")
+    for verdict in run.verdicts(candidate.id)[1:]:
+        word = "accepted" if verdict.accepted else "not accepted"
+        lines.append(f'<p class="note">judged again: score {verdict.score:.2f}, {word} {escape(verdict.reason)}</p>')
     lines.append(f'<p class="note">seed {candidate.request.seed}</p>')
     return (f'<div class="card" id="c{candidate.id}"><div>{_image(run, candidate, crisp)}</div>'
             f"<div>{''.join(lines)}</div></div>")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..search.record import Header
+from ..search.header import Header
 from ..search.run import Candidate, Run
 from .layout import LINE_HEIGHT, MARGIN, TEXT_SIZE, Layout, Link, Node, font, lay_out, wrap
 from .words import outcome, setting, spent
@@ -18,12 +18,12 @@ MOST_PIXELS = 24_000_000
 TITLE_SIZE, LEAST_WIDTH = 22, 560
 
 
-def tree_picture(run: Run, chosen: Candidate | None = None, header: Header | None = None,
+def tree_picture(run: Run, *, header: Header | None = None, chosen: Candidate | None = None,
                  scale: int | None = None) -> Image.Image:
     """The tree as an RGB picture.
 
-    `chosen` is the policy's answer (None: the run's best), `header` adds model and policy to the
-    caption. `scale` 2 is for sharp text on fine screens; None chooses 2, or 1 for very large trees.
+    `header` adds model and policy to the caption, `chosen` is the policy's answer (None: the run's best).
+    `scale` 2 is for sharp text on fine screens; None chooses 2, or 1 for very large trees.
     """
     chosen = chosen or run.best()
     layout = lay_out(run, None if chosen is None else chosen.id)
@@ -91,16 +91,12 @@ class _Pen:
         x, y = self.at((node.x, node.y))
         self.canvas.paste(picture.resize(size, method), (round(x), round(y)))
         frame = GREEN if candidate.accepted else BLUE if node.chosen else RULE
-        thick = 4 if node.chosen else 2 if candidate.accepted else 1
-        self.frame(node.x, node.y, layout.thumb, thick, frame)
+        self.frame(node.x, node.y, layout.thumb, node.thick, frame)
         if candidate.accepted:
             self._mark(node.x + width - 9, node.y + 9)
         under = node.y + height + 6
-        verdict = candidate.verdict
-        self.text((node.x, under), "not judged" if verdict is None else f"{candidate.score:.2f}", 14,
-                  GREEN if candidate.accepted else INK)
-        end = f"best, {candidate.id}" if node.chosen and not candidate.accepted else f"{candidate.id}"
-        self.text((node.x + width, under + 1), end, 12, GREY, "ra")
+        self.text((node.x, under), node.score_text, 14, GREEN if candidate.accepted else INK)
+        self.text((node.x + width, under + 1), node.label, 12, GREY, "ra")
         for i, line in enumerate(node.text):
             self.text((node.x, under + 20 + i * LINE_HEIGHT), line, TEXT_SIZE, BLUE if node.told else GREY)
 

@@ -52,23 +52,21 @@ def _node(run: Run, node: Node, layout: Layout) -> str:
     candidate, (width, height) = node.candidate, layout.thumb
     x, y = node.x, node.y
     accepted = "accepted" if candidate.accepted else ""
-    thick = 4 if node.chosen else 2 if accepted else 1
-    around = thick / 2
+    around = node.thick / 2
     kind = " ".join(part for part in ("frame", accepted, "chosen" if node.chosen else "") if part)
-    score = "not judged" if candidate.verdict is None else f"{candidate.score:.2f}"
     parts = [
         f'<a href="#c{candidate.id}">',
         f'<image x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}" '
         f'href="{data_url(run.picture(candidate.id), SMALL)}"/>',
-        f'<rect class="{kind}" x="{x - around:.1f}" y="{y - around:.1f}" width="{width + thick}" '
-        f'height="{height + thick}" rx="3" stroke-width="{thick}"/>',
+        f'<rect class="{kind}" x="{x - around:.1f}" y="{y - around:.1f}" width="{width + node.thick}" '
+        f'height="{height + node.thick}" rx="3" stroke-width="{node.thick}"/>',
     ]
     if accepted:
         parts.append(f'<g transform="translate({x + width - 9:.0f} {y + 9:.0f})"><circle class="disc" r="11"/>'
                      '<path class="tick" d="M-5 0 L-1.5 4 L5 -4"/></g>')
     under = y + height + 19
-    parts += [f'<text class="score {accepted}" x="{x:.0f}" y="{under:.0f}">{score}</text>',
-              f'<text class="note" x="{x + width:.0f}" y="{under:.0f}" text-anchor="end">{candidate.id}</text>']
+    parts += [f'<text class="score {accepted}" x="{x:.0f}" y="{under:.0f}">{node.score_text}</text>',
+              f'<text class="note" x="{x + width:.0f}" y="{under:.0f}" text-anchor="end">{node.label}</text>']
     kind = "told" if node.told else "note"
     parts += [f'<text class="small {kind}" x="{x:.0f}" y="{under + 18 + i * LINE_HEIGHT:.0f}">{escape(line)}</text>'
               for i, line in enumerate(node.text)]

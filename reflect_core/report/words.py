@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from ..search.record import Header
+from ..search.header import Header
 from ..search.run import Candidate, Run
 
 
