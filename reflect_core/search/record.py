@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from ..types import UserError
@@ -56,8 +55,6 @@ class Record:
         folder = Path(folder)
         pictures = folder / PICTURES
         run = Run(header.request, header.chunk, FolderPictures(pictures))
-        # As the run takes it: what is read back later must be the same request.
-        header = replace(header, request=run.request)
         text = codec.dumps(header_to_json(header)).encode("ascii") + b"\n"
         try:
             pictures.mkdir(parents=True, exist_ok=True)
