@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from reflect_core.shapes.sample import (
     sample_scene,
     sample_sentence,
 )
-from reflect_core.shapes.scene import Obj, render_array
+from reflect_core.shapes.scene import Obj, fits, render_array
 
 from .triplets import MARKER, Triplet
 
@@ -95,7 +96,16 @@ def mend(prompt: str, requirement: Requirement, objects: tuple[Obj, ...], pictur
     good = apply(objects, requirement, fixes, rng)
     if good is None or any(o.shape == "blob" for o in good):
         return None
-    return Triplet(prompt, words(fixes, requirement, MOST_TOLD), picture, render_array(good))
+    target = render_array(good)
+    # Objects of a drawn picture may touch or leave the canvas; what the judge would misread teaches nothing.
+    apart = all(fits(o, [other for other in good if other is not o]) for o in good)
+    if not apart and _looks(detect(target)) != _looks(good):
+        return None
+    return Triplet(prompt, words(fixes, requirement, MOST_TOLD), picture, target)
+
+
+def _looks(objects: Sequence[Obj]) -> Counter[str]:
+    return Counter(o.words for o in objects)
 
 
 def is_right(picture: np.ndarray, prompt: str) -> bool:

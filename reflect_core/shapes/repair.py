@@ -15,8 +15,9 @@ from scipy.optimize import linear_sum_assignment
 
 from .prompt import NUMBERS, Group, Requirement, article, holds
 from .sample import place, relation_test
-from .scene import COLOURS, UNSEEN_PAIRS, Obj, Scene
+from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH, SIZE, UNSEEN_PAIRS, Obj, Scene, snap
 
+REACH_MOST = max(REACH.values())
 KINDS = ("change", "add", "remove", "move")
 _WRONG_COLOUR, _WRONG_SHAPE, _WRONG_BOTH, _MISSING = 1.0, 1.05, 1.9, 1.0
 """Costs of the assignment. Removing an object and adding another cost _MISSING each, so that an
@@ -173,7 +174,13 @@ def _changed(obj: Obj, group: Group, rng: np.random.Generator) -> Obj:
     colour = group.colour or obj.colour
     if group.colour is None and (colour, group.shape) in UNSEEN_PAIRS:
         colour = _free_colour(group.shape, rng)
-    return replace(obj, shape=group.shape, colour=colour)
+    if group.shape == obj.shape:
+        return replace(obj, colour=colour)
+    # A blob has any size, and another outline may reach further: the new one is a whole object on the canvas.
+    r = snap(min(max(obj.r, MIN_RADIUS), MAX_RADIUS))
+    edge = snap(REACH_MOST * r + 0.75)
+    x, y = (snap(min(max(v, edge), SIZE - edge)) for v in (obj.x, obj.y))
+    return Obj(group.shape, colour, x, y, r)
 
 
 def _free_colour(shape: str, rng: np.random.Generator) -> str:
