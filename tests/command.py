@@ -32,10 +32,10 @@ class Result:
         return lines[0]
 
 
-def reflect(*arguments, cwd=ROOT) -> Result:
-    """`python -m reflect_core ...` in a process of its own."""
+def reflect(*arguments, cwd=ROOT, answers: str = "") -> Result:
+    """`python -m reflect_core ...` in a process of its own; `answers` are what it reads from stdin."""
     done = subprocess.run([sys.executable, "-m", "reflect_core", *map(str, arguments)], capture_output=True, text=True,
-                          env=ENVIRONMENT, cwd=cwd, timeout=120)
+                          env=ENVIRONMENT, cwd=cwd, timeout=120, input=answers)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

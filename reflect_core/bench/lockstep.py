@@ -35,6 +35,9 @@ class SharedGenerator:
         """Really, by the inner generator."""
         self._drawn: dict[tuple, Drawn] = {}
 
+    def evaluations(self, request: Request) -> int:
+        return self.inner.evaluations(request)
+
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
         """Raises `NotDrawn` if any of them is new."""
         missing = [r for r in requests if _key(r) not in self._drawn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ..types import Refiner, Reflector, Request, UserError, Verifier
@@ -12,15 +13,21 @@ from ..types import Refiner, Reflector, Request, UserError, Verifier
 class Actors:
     verifier: Verifier
     reflector: Reflector
-    refiner: Refiner
+    refiner: Refiner | None = None
 
 
 class Judge(Protocol):
+    def check_prompt(self, prompt: str) -> None:
+        """UserError if it cannot judge pictures of this prompt."""
+        ...
+
     def check(self, request: Request) -> None:
         """UserError if it cannot judge pictures of this request. Cheap: called before a model is loaded."""
         ...
 
-    def actors(self) -> Actors: ...
+    def actors(self, folder: Path) -> Actors:
+        """Those of a run whose record lies in `folder`."""
+        ...
 
 
 class ShapesJudge:
@@ -39,7 +46,7 @@ class ShapesJudge:
             raise UserError(f"the size is {request.width}x{request.height}; the judge 'shapes' reads pictures of "
                             f"{SIZE}x{SIZE} only; try --size {SIZE}, or a model that draws the shapes world")
 
-    def actors(self) -> Actors:
+    def actors(self, folder: Path) -> Actors:
         from ..refiners import ShapesRefiner
         from ..reflectors import ShapesReflector
         from ..verifiers import ShapesVerifier
@@ -47,10 +54,27 @@ class ShapesJudge:
         return Actors(ShapesVerifier(), ShapesReflector(), ShapesRefiner())
 
 
-JUDGES: dict[str, type[ShapesJudge]] = {"shapes": ShapesJudge}
+class PersonJudge:
+    """The person at the terminal: any prompt, any size."""
+
+    def check_prompt(self, prompt: str) -> None:
+        if not prompt.strip():
+            raise UserError("the prompt is empty; expected words that say what to draw")
+
+    def check(self, request: Request) -> None:
+        self.check_prompt(request.prompt)
+
+    def actors(self, folder: Path) -> Actors:
+        from .person import Person
+
+        person = Person(folder)
+        return Actors(person, person)
 
 
-def find_judge(name: str) -> ShapesJudge:
+JUDGES: dict[str, type[Judge]] = {"shapes": ShapesJudge, "me": PersonJudge}
+
+
+def find_judge(name: str) -> Judge:
     """UserError for a name that there is not."""
     if name not in JUDGES:
         raise UserError(f"there is no judge {name!r}; expected one of {', '.join(JUDGES)}")

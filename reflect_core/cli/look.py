@@ -46,7 +46,8 @@ def replay(args: argparse.Namespace) -> int:
     if args.json:
         print(dumps({"run": str(folder), "same": report.same, "pictures": report.pictures,
                      "differences": [{"candidate": d.candidate, "largest": d.largest} for d in report.differences],
-                     "same_model": report.same_model, "changed_versions": list(report.changed_versions)}))
+                     "same_model": report.same_model, "changed_versions": list(report.changed_versions),
+                     "resumed": list(report.resumed)}))
     else:
         print(report.summary())
     return ACCEPTED if report.same else NOT_ACCEPTED

@@ -58,7 +58,8 @@ def _run(commands) -> None:
     group.add_argument("--judge-calls", type=int, metavar="N", help="never more judge calls than this")
     group.add_argument("--seconds", type=float, metavar="S", help="begin nothing new after so many seconds")
     group.add_argument("--judge", default="shapes", metavar="NAME", help="who judges, reflects and rewrites prompts: "
-                       "'shapes', the exact judge of the shapes world (default)")
+                       "'shapes', the exact judge of the shapes world (default), or 'me': you are shown each "
+                       "picture and asked, which works for every model and prompt")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                        help="a setting of the policy, see below; may be repeated")
     group = parser.add_argument_group("the pictures", "what is not given comes from the model's reflect.json")

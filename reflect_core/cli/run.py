@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         generator = choice.load()
         request = make_request(args, generator.defaults)
         judge.check(request)
-        actors = judge.actors()
+        actors = judge.actors(folder)
         stepper = search.start(
             request, policy, generator, actors.verifier, actors.reflector, actors.refiner, budget=budget,
             chunk=args.chunk, folder=folder, model=args.model, fingerprint=choice.fingerprint(),
@@ -65,12 +65,14 @@ def resume(args: argparse.Namespace) -> int:
         # It has come to its end: nothing to draw, so no model to wait for.
         return _tell(describe(folder, folder), args.json)
     choice = from_settings(header.settings.get("model", {}), args.model, args.lora, args.device)
-    actors = find_judge(header.settings.get("judge", "shapes")).actors()
+    judge = header.settings.get("judge", "shapes")
+    actors = find_judge(judge).actors(folder)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
         generator = choice.load()
         stepper = search.resume(folder, generator, actors.verifier, actors.reflector, actors.refiner,
-                                fingerprint=choice.fingerprint(), on_event=progress)
+                                fingerprint=choice.fingerprint(),
+                                settings={"judge": judge, "model": choice.settings()}, on_event=progress)
         return _drive(stepper, folder, progress, args.json)
 
 
