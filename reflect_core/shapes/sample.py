@@ -50,8 +50,8 @@ def sample_requirement(task: str, rng: np.random.Generator,
     raise ValueError(f"got task {task!r}; expected one of {', '.join(TASKS)}")
 
 
-COMPOSE_COUNTS = ((1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3))
-"""Objects per phrase in `compose`: four or five in two or three phrases."""
+COMPOSE_COUNTS = ((1, 2), (1, 1, 1), (1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3))
+"""Objects per phrase in `compose`: three to five in two or three phrases."""
 
 
 def with_carrier(text: str, rng: np.random.Generator) -> str:
