@@ -27,6 +27,9 @@ BY_MEANING = ("color_attr", "compose")
 UNSEEN_TASKS = ("colors", "color_attr", "compose")
 """Tasks that name colours, in which pairs that training never shows are asked for."""
 PROMPTS_A_TASK, UNSEEN_PROMPTS = 60, 60
+COMPOSE_EVALUATED = ((1, 2), (1, 1, 1), (2, 2))
+"""Objects per phrase in the evaluated `compose` prompts: a size of which the bundled base draws 0.02 to 0.10 right
+at once, as FLUX does of the paper's hard prompts. Of five objects it gets nearly none."""
 SEED = 20503
 DATA = Path(__file__).with_name("evaluation.json")
 _ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
@@ -74,12 +77,12 @@ def make_evaluation_prompts(seed: int = SEED) -> tuple[EvaluationPrompt, ...]:
     for task in TASKS:
         goal = len(prompts) + PROMPTS_A_TASK
         while len(prompts) < goal:
-            text, _ = sample_prompt(task, rng, held_out=True)
+            text, _ = sample_prompt(task, rng, held_out=True, compose=COMPOSE_EVALUATED)
             prompts.setdefault(text, EvaluationPrompt(task, text))
     for task in UNSEEN_TASKS:
         goal = len(prompts) + UNSEEN_PROMPTS // len(UNSEEN_TASKS)
         while len(prompts) < goal:
-            requirement = sample_requirement(task, rng, _ALL_PAIRS)
+            requirement = sample_requirement(task, rng, _ALL_PAIRS, COMPOSE_EVALUATED)
             if names_unseen(requirement):
                 text = sample_sentence(requirement, rng)
                 prompts.setdefault(text, EvaluationPrompt(task, text, unseen=True))

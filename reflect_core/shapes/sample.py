@@ -1,7 +1,7 @@
 """Sampling: prompts of the seven tasks, and scenes that satisfy a requirement.
 
-The first six tasks follow GenEval; `compose` mixes counts, colours and one relation over four to
-six objects, which a small base model almost never gets right at once.
+The first six tasks follow GenEval; `compose` mixes counts, colours and one relation over three to
+five objects, which a small base model almost never gets right at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH, SHAPES, SIZE, UNSEEN_
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "compose")
 COLOUR_NAMES = tuple(COLOURS)
 SEEN_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN_PAIRS)
+COMPOSE_COUNTS = ((1, 2), (1, 1, 1), (1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3))
+"""Objects per phrase in `compose`: three to five in two or three phrases."""
 
 
 def _distinct_pairs(rng: np.random.Generator, count: int, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [pairs[k] for k in rng.permutation(len(pairs))[:count]]
 
 
-def sample_requirement(task: str, rng: np.random.Generator,
-                       pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> Requirement:
-    """What a prompt of the task asks for. `pairs` are the (colour, shape) pairs that may be named."""
+def sample_requirement(task: str, rng: np.random.Generator, pairs: Sequence[tuple[str, str]] = SEEN_PAIRS,
+                       compose: Sequence[Sequence[int]] = COMPOSE_COUNTS) -> Requirement:
+    """What a prompt of the task asks for. `pairs` are the (colour, shape) pairs that may be named, `compose`
+    the numbers of objects per phrase in that task."""
     shapes = [SHAPES[k] for k in rng.permutation(len(SHAPES))]
     relation = RELATIONS[rng.integers(len(RELATIONS))]
     if task == "single_object":
@@ -43,15 +46,11 @@ def sample_requirement(task: str, rng: np.random.Generator,
             if c1 != c2 and s1 != s2:
                 return Requirement((Group(1, c1, s1), Group(1, c2, s2)))
     if task == "compose":
-        counts = COMPOSE_COUNTS[rng.integers(len(COMPOSE_COUNTS))]
+        counts = compose[rng.integers(len(compose))]
         counts = [counts[k] for k in rng.permutation(len(counts))]
         groups = [Group(n, *pair) for n, pair in zip(counts, _distinct_pairs(rng, len(counts), pairs))]
         return Requirement(tuple(groups), ((0, relation, 1),))
     raise ValueError(f"got task {task!r}; expected one of {', '.join(TASKS)}")
-
-
-COMPOSE_COUNTS = ((1, 2), (1, 1, 1), (1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3))
-"""Objects per phrase in `compose`: three to five in two or three phrases."""
 
 
 def with_carrier(text: str, rng: np.random.Generator) -> str:
@@ -73,12 +72,13 @@ def sample_sentence(requirement: Requirement, rng: np.random.Generator, carrier:
 
 
 def sample_prompt(task: str, rng: np.random.Generator, held_out: bool = False,
-                  pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> tuple[str, Requirement]:
+                  pairs: Sequence[tuple[str, str]] = SEEN_PAIRS,
+                  compose: Sequence[Sequence[int]] = COMPOSE_COUNTS) -> tuple[str, Requirement]:
     """A prompt that belongs to training, or (held_out) one that training never draws."""
     from .evaluation import is_held_out
 
     while True:
-        requirement = sample_requirement(task, rng, pairs)
+        requirement = sample_requirement(task, rng, pairs, compose)
         text = sample_sentence(requirement, rng)
         if is_held_out(task, text) == held_out:
             return text, requirement
