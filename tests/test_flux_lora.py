@@ -18,6 +18,12 @@ def model():
     return tiny_transformer()
 
 
+def plain_inputs() -> dict:
+    return dict(hidden_states=torch.randn(2, 4, 16), encoder_hidden_states=torch.randn(2, 3, 32),
+                pooled_projections=torch.randn(2, 32), timestep=torch.rand(2), guidance=torch.ones(2),
+                img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3))
+
+
 def test_published_size_on_the_true_config():
     from diffusers import FluxTransformer2DModel
 
@@ -84,9 +90,7 @@ def test_peft_and_diffusers_read_the_same(model, tmp_path, alpha):
     stock = tiny_transformer()
     none = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     FluxPipeline(transformer=stock, **none).load_lora_weights(tmp_path)
-    made = dict(hidden_states=torch.randn(2, 4, 16), encoder_hidden_states=torch.randn(2, 3, 32),
-                pooled_projections=torch.randn(2, 32), timestep=torch.rand(2), guidance=torch.ones(2),
-                img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3))
+    made = plain_inputs()
     with torch.no_grad():
         ours = flux_forward(model, ConditionLora.load(file, model), **made, latent_lora=True)
         assert (stock(**made, return_dict=False)[0] - ours).abs().max() < 1e-5
@@ -101,6 +105,68 @@ def test_a_lora_for_another_architecture_names_the_key_and_both_shapes(model, tm
     deep = tiny_lora(tiny_transformer(num_layers=3))
     with pytest.raises(UserError, match=r"transformer_blocks\.2\.attn.*no such layer"):
         ConditionLora.load(deep.save(tmp_path / "deep"), model)
+    shallow = tiny_lora(tiny_transformer(num_layers=1))
+    with pytest.raises(UserError, match=r"no transformer_blocks\.1\.norm1\.linear\.lora_A.*\(4, 32\).*shallower"):
+        ConditionLora.load(shallow.save(tmp_path / "shallow"), model)
+
+
+def test_peft_saves_and_ours_draws_the_same(model, tmp_path):
+    """A folder as `PeftModel.save_pretrained` leaves it: its own keys, and alpha only in adapter_config.json."""
+    from peft import LoraConfig, get_peft_model
+
+    for name, settings in {"plain": {}, "pattern": {"alpha_pattern": {r"attn\.to_[qk]": 1, "x_embedder": 16}},
+                           "ranks": {"rank_pattern": {"x_embedder": 2}}, "stable": {"use_rslora": True}}.items():
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=list(adapted_layers(model)), init_lora_weights=False,
+                            **settings)
+        theirs = get_peft_model(tiny_transformer(), config).eval()
+        theirs.save_pretrained(tmp_path / name)
+        lora = ConditionLora.load(tmp_path / name, model)
+        made = plain_inputs()
+        with torch.no_grad():
+            ours = flux_forward(model, lora, **made, latent_lora=True)
+            assert (theirs(**made, return_dict=False)[0] - ours).abs().max() < 1e-5, name
+            again = ConditionLora.load(lora.save(tmp_path / f"{name}-ours"), model)
+            assert (flux_forward(model, again, **made, latent_lora=True) - ours).abs().max() < 1e-6
+
+    file = tmp_path / "plain" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for change, word in (({"use_dora": True}, "DoRA"), ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
+                         ({"lora_alpha": None}, None), ({"alpha_pattern": [1]}, "alpha_pattern is"),
+                         ({"alpha_pattern": {"(": 1}}, "no pattern")):
+        file.write_text(json.dumps(config | change))
+        if word:
+            with pytest.raises(UserError, match=word):
+                ConditionLora.load(tmp_path / "plain", model)
+    file.unlink()
+    with pytest.raises(UserError, match="adapter_config.json"):
+        ConditionLora.load(tmp_path / "plain", model)
+
+
+def test_tensors_that_would_draw_something_else_silently(model, tmp_path):
+    key, file = "transformer.x_embedder", tmp_path / "a.safetensors"
+    down = {f"{key}.lora_A.weight": torch.zeros(4, 16)}
+    changes = [({f"{key}.alpha": torch.ones(3)}, r"x_embedder\.alpha has shape \(3,\)"),
+               ({f"{key}.alpha": torch.tensor(torch.nan)}, "alpha is nan"),
+               ({"transformer.proj_out.alpha": torch.ones(())}, r"proj_out\.alpha .* no lora_A"),
+               ({f"{key}.lora_A.weight": torch.full((4, 16), torch.nan)}, "x_embedder.lora_A.* not finite"),
+               ({f"{key}.lora_A.weight": torch.zeros(4, 16, dtype=torch.int8)}, "dtype int8"),
+               ({"lora_unet_x.lora_down.weight": torch.zeros(2, 3)}, r"lora_unet_x.*\(2, 3\)"),
+               ({"transformer.x_embedder.lora_magnitude_vector": torch.zeros(4)}, "magnitude_vector")]
+    for change, word in changes:
+        save_file(tiny_lora(model).published_state_dict() | change, str(file))
+        with pytest.raises(UserError, match=word):
+            ConditionLora.load(file, model)
+    for gutted in (down | {f"{key}.lora_B.weight": torch.zeros(32, 4)}, {}):
+        save_file(gutted, str(file))
+        with pytest.raises(UserError, match="nor anything else of that block|no LoRA tensors"):
+            ConditionLora.load(file, model)
+    for adapter, word in (("[1]", "lora_adapter_metadata"), ("{", "lora_adapter_metadata"),
+                          ('{"transformer.lora_alpha": "x"}', "lora_alpha is 'x'"),
+                          ('{"transformer.alpha_pattern": [1]}', "alpha_pattern is"),
+                          ('{"transformer.use_dora": true}', "DoRA")):
+        save_file(tiny_lora(model).published_state_dict(), str(file), metadata={"lora_adapter_metadata": adapter})
+        with pytest.raises(UserError, match=word):
+            ConditionLora.load(file, model)
 
 
 def test_files_that_are_not_a_lora(model, tmp_path):

@@ -160,7 +160,8 @@ def _check_tokenizer(folder: Path, kind: str, again: str) -> None:
     elif kind.startswith("T5"):
         sets.append(("spiece.model",))
     if not any(all((folder / f).is_file() and (folder / f).stat().st_size for f in files) for files in sets):
-        raise UserError(f"{folder}: has no {', nor '.join(' with '.join(files) for files in sets)}; {again}")
+        other = "".join(f", nor {' with '.join(files)}" for files in sets[1:])
+        raise UserError(f"{folder / 'tokenizer.json'}: no such file{other}, or an empty one; {again}")
     if (folder / "tokenizer.json").is_file():
         read_json(folder / "tokenizer.json", again)
 
