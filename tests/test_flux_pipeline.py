@@ -1,15 +1,20 @@
 """FluxCorrector on a tiny folder: FluxPipeline's pictures, batches, caches, costs and texts."""
 
+import copy
+import math
+import warnings
 from dataclasses import replace
 from inspect import signature
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
-from tiny_flux import CONDITION_SIZE, TEXT_LENGTH, write_tiny_flux
+from tiny_flux import CONDITION_SIZE, TEXT_LENGTH, tiny_lora, tiny_transformer, write_tiny_flux
 
+from reflect_core.generators.flux_corrector import pipeline as pipeline_module
+from reflect_core.generators.flux_corrector.folder import load_components
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request, UserError
@@ -182,24 +187,104 @@ def test_texts_of_both_joins():
     assert train.texts(replace(request, context=())) == ("a calm red circle",) * 2
 
 
-def test_options_say_what_they_expect():
-    for change, word in (({"text_join": "both"}, "'train' or 'search'"), ({"posterior": "mean"}, "'mode'"),
-                         ({"max_batch": 0}, "max_batch"), ({"condition_scale": 0}, "condition_scale"),
-                         ({"true_cfg_scale": 0.5}, "true_cfg_scale"),
-                         ({"condition_offset": [1]}, "two whole")):
-        with pytest.raises(UserError, match=word):
-            CorrectorOptions(**change)
+@pytest.mark.parametrize("change, word", [
+    ({"text_join": "both"}, "'train' or 'search'"), ({"posterior": "mean"}, "'mode'"), ({"max_batch": 0}, "max_batch"),
+    ({"max_batch": True}, "max_batch"), ({"condition_scale": 0}, "condition_scale"),
+    ({"condition_scale": "abc"}, "condition_scale"), ({"condition_scale": math.nan}, "condition_scale"),
+    ({"condition_scale": math.inf}, "condition_scale"), ({"true_cfg_scale": 0.5}, "true_cfg_scale"),
+    ({"true_cfg_scale": None}, "true_cfg_scale"), ({"true_cfg_scale": math.inf}, "true_cfg_scale"),
+    ({"union_cond_attn": "no"}, "union_cond_attn"), ({"latent_lora": "false"}, "latent_lora"),
+    ({"condition_offset": [1]}, "two whole"), ({"condition_offset": 5}, "two whole"),
+    ({"condition_offset": [True, 0]}, "two whole")])
+def test_options_say_what_they_expect(change, word):
+    with pytest.raises(UserError, match=word):
+        CorrectorOptions(**change)
+
+
+def test_an_offset_from_json():
     assert CorrectorOptions(condition_offset=[0, -4]).condition_offset == (0, -4)
 
 
-def test_requests_that_cannot_be_drawn(corrector, folder):
-    picture = noise_picture(0)
-    for request, word in ((plain(width=30), "try 32"), (plain(height=0), "multiple of 8"),
-                          (plain(steps=0), "steps"),
-                          (plain(-1), "seed"), (plain(context=(Pair("add"),)), "no picture"),
-                          (plain(context=(Pair("a", picture=picture),) * 2), "at most 1")):
-        with pytest.raises(UserError, match=word):
-            corrector.draw([plain(), request])
+@pytest.mark.parametrize("request_, word", [
+    (plain(width=30), "try 32"), (plain(height=0), "multiple of 8"), (plain(width="abc"), "width is 'abc'"),
+    (plain(width=math.nan), "width is nan"), (plain(height=None), "height is None"), (plain(width=32.0), "try 32"),
+    (plain(steps=0), "steps"), (plain(steps=True), "steps is True"), (plain(-1), "seed"), (plain(True), "seed is True"),
+    (plain(guidance=math.nan), "guidance is nan"), (plain(guidance=None), "guidance is None"),
+    (plain(guidance="3"), "guidance is '3'"), (plain(prompt=3), "prompt is 3"),
+    (plain(prompt="a \ud800"), "half a character"), (plain(original_prompt=3), "original_prompt is 3"),
+    (plain(context=(Pair("add"),)), "no picture"), (plain(context=(Pair("add", picture="a.png"),)), "a str for"),
+    (plain(context=(Pair(3, picture=noise_picture(0)),)), "feedback is 3"),
+    (plain(context=(Pair("a", picture=noise_picture(0)),) * 2), "at most 1")])
+def test_requests_that_cannot_be_drawn(corrector, request_, word):
+    with pytest.raises(UserError, match=word):
+        corrector.draw([plain(), request_])
+
+
+def test_a_text_that_is_cut_says_so_once(corrector, folder, capfd):
+    """Two reflections that differ only behind the cut make the same picture: that must be seen."""
+    fresh = FluxCorrector.from_folder(folder, text_cache=1)
+    one, two = corrected(0, feedback="add one red circle"), corrected(0, feedback="add one red square")
+    with pytest.warns(UserWarning) as caught:
+        first, second = (fresh.draw_latents([request])[0] for request in (one, two))
+    assert torch.equal(first, second)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 2 and "T5 sees 12 of the 14 tokens" in said[0]
+    assert "does not see the end, 'red circle'" in said[0] and "'red square'" in said[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.draw_latents([one])
+        fresh.draw_latents([corrected(0, feedback="add one")])
+    with pytest.warns(UserWarning, match="CLIP sees 12 of the"):
+        FluxCorrector.from_folder(folder, text_join="search").draw_latents([one])
+    assert "Token indices" not in capfd.readouterr().err
+
+
+def test_a_loaded_lora_is_checked_and_stays_the_callers(folder):
+    model = tiny_transformer()
+    given = tiny_lora(model).requires_grad_(True)
+    drawn = FluxCorrector.from_folder(folder, lora=given, dtype=torch.bfloat16)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in given.parameters())
+    assert all(not p.requires_grad and p.dtype == torch.bfloat16 for p in drawn.lora.parameters())
+    other = tiny_lora(tiny_transformer(num_attention_heads=4))
+    parts = load_components(folder)
+    for make in (lambda: FluxCorrector(**parts, lora=other), lambda: FluxCorrector.from_folder(folder, lora=other)):
+        with pytest.raises(UserError, match=r"\(4, 64\), but this transformer needs \(4, 32\)"):
+            make()
+
+
+def test_components_that_do_not_go_together(folder):
+    parts = load_components(folder)
+    for name in ("vae", "text_encoder_2"):
+        half = copy.deepcopy(parts[name]).to(torch.bfloat16)
+        with pytest.raises(UserError, match=f"{name} is torch.bfloat16 and the transformer torch.float32"):
+            FluxCorrector(**parts | {name: half})
+    for name, part in (("vae", copy.deepcopy(parts["vae"])), ("lora", tiny_lora(tiny_transformer()))):
+        with pytest.raises(UserError, match=f"{name} is on meta and the transformer on cpu"):
+            FluxCorrector(**parts | {name: part.to("meta")})
+
+
+def test_encoders_may_be_elsewhere(folder):
+    """Their states move to the transformer's device; here a device without data, as there is no other."""
+    parts = load_components(folder, device="meta", encoder_device="cpu")
+    places = {name: part.device.type for name, part in parts.items() if hasattr(part, "device")}
+    assert places == {"transformer": "meta", "vae": "meta", "text_encoder": "cpu", "text_encoder_2": "cpu"}
+    texts = FluxCorrector(**parts).texts
+    assert texts.pooled(PROMPT)[0].device.type == texts.states(PROMPT)[0].device.type == "meta"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_says_what_to_change(folder, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    fresh = FluxCorrector.from_folder(folder)
+    monkeypatch.setattr(pipeline_module, "denoise", fail)
+    with pytest.raises(UserError, match="not enough memory.*encoder_device.*max_batch.*dtype"):
+        fresh.draw([plain()])
+    monkeypatch.setattr(FluxTransformer2DModel, "from_pretrained", fail)
+    with pytest.raises(UserError, match="not enough memory.*encoder_device"):
+        FluxCorrector.from_folder(folder)
 
 
 def test_a_model_without_lora_draws_plain_only(tmp_path, folder, corrector):
