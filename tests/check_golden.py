@@ -1,9 +1,10 @@
 """Compare the library with golden vectors: `python tests/check_golden.py FILE...`
 
 Prints the largest absolute difference of each case. Exits 0 when all are below the bound, 1 when
-one is not, 2 when a file cannot be read or is of a family that this script does not know.
-A file is safetensors; its metadata's `config` holds the model's constructor arguments, `weights.*`
-its state dict, and every other tensor is CASE.NAME (see tests/golden/README.md).
+one is not, 2 when a file cannot be read, has no case, or is of a family that this script does not know;
+the other files are checked all the same. A file is safetensors; its metadata's `config` holds the
+model's constructor arguments, `weights.*` its state dict, `lora.*` its LoRA in the published layout, and
+every other tensor is CASE.NAME, CASE.output what the official code returned (see tests/golden/README.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,10 +29,9 @@ def read_golden(path: str | Path) -> tuple[dict, dict, dict, dict]:
     tensors, metadata = read_safetensors(path)
     if "config" not in metadata:
         raise UserError(f"{path}: has no 'config' in its metadata; expected a golden vector file")
-    try:
-        metadata = {k: json.loads(v) for k, v in metadata.items()}
-    except ValueError as error:
-        raise UserError(f"{path}: its metadata is not JSON ({error})") from error
+    metadata = {k: _parsed(v) for k, v in metadata.items()}
+    if not isinstance(metadata["config"], dict):
+        raise UserError(f"{path}: 'config' in its metadata is {metadata['config']!r}; expected a JSON object")
     weights, lora, cases = {}, {}, {}
     for key, tensor in tensors.items():
         case, _, name = key.partition(".")
@@ -40,7 +41,20 @@ def read_golden(path: str | Path) -> tuple[dict, dict, dict, dict]:
             lora[name] = tensor
         else:
             cases.setdefault(case, {})[name] = tensor
+    if not cases:
+        raise UserError(f"{path}: has no case; expected tensors named CASE.NAME with one CASE.output each")
+    for case, named in cases.items():
+        if "output" not in named:
+            raise UserError(f"{path}: case {case} has no {case}.output; expected what the official code returned")
     return metadata, weights, lora, cases
+
+
+def _parsed(text: str) -> Any:
+    """A metadata value, which is JSON or, like safetensors' own "format": "pt", just text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def flux_corrector(metadata: dict, weights: dict, lora: dict, cases: dict) -> dict[str, float]:
@@ -51,20 +65,22 @@ def flux_corrector(metadata: dict, weights: dict, lora: dict, cases: dict) -> di
 
     model = FluxTransformer2DModel(**metadata["config"]).eval()
     model.load_state_dict(weights)
-    paths = [k[len("transformer."):-len(".lora_A.weight")] for k in lora if k.endswith(".lora_A.weight")]
-    alpha = float(metadata["lora_alpha"])
-    adapter = ConditionLora({p: (lora[f"transformer.{p}.lora_A.weight"],
-                                 lora[f"transformer.{p}.lora_B.weight"])
-                             for p in paths}, {p: alpha for p in paths})
+    adapter = None
+    if lora:
+        stated = {"transformer.lora_alpha": metadata["lora_alpha"]} if "lora_alpha" in metadata else {}
+        adapter = ConditionLora.from_tensors(lora, {"lora_adapter_metadata": json.dumps(stated)}, model)
     differences = {}
     for case, tensors in cases.items():
-        flags = metadata["model_config"].get(case, {})
+        flags = metadata.get("model_config", {}).get(case, {})
         if flags.get("add_cond_attn"):
             raise UserError(f"case {case} has add_cond_attn, which is not offered")
         inputs = {k: v for k, v in tensors.items() if k != "output"}
         with torch.no_grad():
             output = flux_forward(model, adapter, **inputs, latent_lora=flags.get("latent_lora", False),
                                   union_cond_attn=flags.get("union_cond_attn", True))
+        if output.shape != tensors["output"].shape:
+            raise UserError(f"case {case} gives the shape {tuple(output.shape)}; expected that of {case}.output, "
+                            f"{tuple(tensors['output'].shape)}")
         differences[case] = (output - tensors["output"]).abs().max().item()
     return differences
 
@@ -91,9 +107,9 @@ def check(path: str | Path) -> dict[str, float]:
                         f"or Reflect-DiT (reflection); got the keys {sorted(config)}")
     try:
         return family(metadata, weights, lora, cases)
-    except UserError:
-        raise
-    except (KeyError, TypeError, RuntimeError) as error:
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit its own config ({type(error).__name__}: {error})") from error
 
 
@@ -107,7 +123,8 @@ def main(paths: list[str]) -> int:
             differences = check(path)
         except UserError as error:
             print(error, file=sys.stderr)
-            return 2
+            worst = 2
+            continue
         print(path)
         for case, value in differences.items():
             ok = value < BOUND

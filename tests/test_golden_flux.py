@@ -64,6 +64,50 @@ def test_nan_is_not_agreement(tmp_path):
     assert main([str(rewrite(tmp_path / "g.safetensors", change))]) == 1
 
 
+def test_a_file_without_cases_is_no_agreement(tmp_path, capsys):
+    def change(tensors):
+        for key in [key for key in tensors if not key.startswith(("weights.", "lora."))]:
+            del tensors[key]
+
+    assert main([str(rewrite(tmp_path / "g.safetensors", change))]) == 2
+    assert "no case" in capsys.readouterr().err
+    assert main([str(rewrite(tmp_path / "o.safetensors", lambda t: t.pop("position_shift.output")))]) == 2
+    assert "no position_shift.output" in capsys.readouterr().err
+
+
+def test_the_smallest_file_of_the_layout(tmp_path):
+    """Only `config` is needed: no alpha means the rank, no flags the published ones, no LoRA none."""
+    def only(*cases):
+        def change(tensors):
+            for key in [key for key in tensors if not key.startswith(("weights.", *cases))]:
+                del tensors[key]
+        return change
+
+    with safe_open(str(GOLDEN), "pt") as file:
+        config = {"config": file.metadata()["config"], "format": "pt"}
+    published = rewrite(tmp_path / "p.safetensors", only("lora.", "published_setting."), config)
+    plain = rewrite(tmp_path / "n.safetensors", only("no_condition."), config)
+    assert main([str(published), str(plain)]) == 0
+
+
+def test_a_shape_that_would_broadcast_is_no_agreement(tmp_path, capsys):
+    def change(tensors):
+        tensors["position_shift.output"] = tensors["position_shift.output"][..., :1].clone()
+
+    assert main([str(rewrite(tmp_path / "g.safetensors", change))]) == 2
+    assert "gives the shape" in capsys.readouterr().err
+
+
+def test_a_lora_that_does_not_fit_is_named(tmp_path, capsys):
+    def change(tensors):
+        tensors["lora.transformer.x_embedder.lora_B.weight"] = torch.zeros(3, 4)
+
+    assert main([str(rewrite(tmp_path / "g.safetensors", change)), str(GOLDEN)]) == 2
+    said = capsys.readouterr()
+    assert "transformer.x_embedder.lora_B.weight has shape (3, 4)" in said.err and "g.safetensors" in said.err
+    assert f"{GOLDEN}\n" in said.out and "no_condition" in said.out
+
+
 def test_unreadable_files_exit_2_with_one_message(tmp_path, capsys):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(GOLDEN.read_bytes()[:5000])
