@@ -252,6 +252,12 @@ def test_a_loaded_lora_is_checked_and_stays_the_callers(folder):
             make()
 
 
+def test_the_lora_is_laid_out_once(folder, monkeypatch):
+    made = FluxCorrector.from_folder(folder, true_cfg_scale=2.0)
+    monkeypatch.setattr(type(made.lora), "delta", None)
+    assert len(made.draw([corrected(), plain()])) == 2
+
+
 def test_components_that_do_not_go_together(folder):
     parts = load_components(folder)
     for name in ("vae", "text_encoder_2"):

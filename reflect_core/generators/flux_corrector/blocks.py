@@ -37,6 +37,7 @@ class Deltas:
 
     @classmethod
     def of(cls, lora: ConditionLora, paths: Sequence[str], dtype: torch.dtype) -> Deltas | None:
+        """The LoRA's part for the layers at `paths`; None where it adapts none of them."""
         found = [lora.delta(path, dtype) for path in paths]
         downs = [d.down for d in found if d is not None]
         if not downs:
@@ -52,8 +53,9 @@ class Joint:
     main: int
     """L + N, the tokens that are not the condition's."""
     cos: Tensor
-    """(1, L + N + M, 1, head width)"""
+    """(1, L + N + M, 1, E), E the head width"""
     sin: Tensor
+    """as cos; its sign alternates"""
     separate: bool = False
     """The condition and the rest attend only to themselves (`union_cond_attn` false)."""
     bias: Tensor | None = None
@@ -93,8 +95,9 @@ def adapted(layer: nn.Module, x: Tensor, delta: Delta | None, start: int) -> Ten
     return y
 
 
-def projected(layers: Sequence[nn.Module | None], x: Tensor, deltas: Deltas | None, start: int) -> list:
-    """Several layers over the same x (B, S, I), each with its delta on the tokens from `start` on.
+def projected(layers: Sequence[nn.Module | None], x: Tensor, deltas: Deltas | None,
+              start: int) -> list[Tensor | None]:
+    """Several layers over the same x (B, S, I), each with its delta on the tokens from `start` on -> (B, S, O_i).
 
     A layer that is None is left out and gives None.
     """
@@ -108,7 +111,7 @@ def projected(layers: Sequence[nn.Module | None], x: Tensor, deltas: Deltas | No
 
 
 def modulation(norm: nn.Module, vector: Tensor, delta: Delta | None = None) -> Modulation:
-    """An adaptive norm's shifts, scales and gates from silu(embedding) (B, D)."""
+    """An adaptive norm's shifts, scales and gates, three or six (B, 1, D), from silu(embedding) (B, D)."""
     values = norm.linear(vector)
     if delta is not None:
         values = values + F.linear(F.linear(vector, delta.down), delta.up)
@@ -117,51 +120,64 @@ def modulation(norm: nn.Module, vector: Tensor, delta: Delta | None = None) -> M
 
 
 def modulated(norm: nn.Module, streams: Sequence[Tensor], mods: Sequence[Modulation], at: int = 0) -> Tensor:
-    """Norm each stream (B, S_i, D), shift and scale it by its own modulation, and join them."""
+    """Norm each stream (B, S_i, D), shift and scale it by its own modulation, and join them: (B, sum of S_i, D)."""
     parts = [torch.addcmul(mod[at], norm(x), mod[at + 1]) for x, mod in zip(streams, mods)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def gated(streams: Sequence[Tensor], mods: Sequence[Modulation], update: Tensor, at: int = 2) -> list[Tensor]:
-    """Each stream's residual plus its own gate times its part of `update` (B, sum of S_i, D)."""
+    """Each stream's residual (B, S_i, D) plus its own gate times its part of `update` (B, sum of S_i, D)."""
     parts = update.split([x.shape[1] for x in streams], dim=1)
     return [torch.addcmul(x, mod[at], part) for x, mod, part in zip(streams, mods, parts)]
 
 
 @dataclass(frozen=True)
 class DoubleDeltas:
-    """One double block's LoRA, without the modulation, which is computed once."""
+    """One double block's LoRA."""
 
+    norm: Delta | None
     qkv: Deltas | None
     out: Delta | None
     ff: Delta | None
 
     @classmethod
     def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> DoubleDeltas:
-        return cls(Deltas.of(lora, [f"{path}.attn.to_{n}" for n in "qkv"], dtype),
+        """The LoRA's part for the block at `path`, in the dtype of the block's weights."""
+        return cls(lora.delta(f"{path}.norm1.linear", dtype),
+                   Deltas.of(lora, [f"{path}.attn.to_{n}" for n in "qkv"], dtype),
                    lora.delta(f"{path}.attn.to_out.0", dtype), lora.delta(f"{path}.ff.net.2", dtype))
 
 
 @dataclass(frozen=True)
 class SingleDeltas:
-    """One single block's LoRA, without the modulation."""
+    """One single block's LoRA."""
 
+    norm: Delta | None
     inner: Deltas | None
     out: Delta | None
 
     @classmethod
     def of(cls, lora: ConditionLora, path: str, dtype: torch.dtype) -> SingleDeltas:
+        """The LoRA's part for the block at `path`, in the dtype of the block's weights."""
         names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-        return cls(Deltas.of(lora, [f"{path}.{n}" for n in names], dtype),
+        return cls(lora.delta(f"{path}.norm.linear", dtype), Deltas.of(lora, [f"{path}.{n}" for n in names], dtype),
                    lora.delta(f"{path}.proj_out", dtype))
 
 
-NO_DOUBLE, NO_SINGLE = DoubleDeltas(None, None, None), SingleDeltas(None, None)
+NO_DOUBLE, NO_SINGLE = DoubleDeltas(None, None, None, None), SingleDeltas(None, None, None)
 
 
 def double_block(block: nn.Module, joint: Joint, text: Tensor, streams: list[Tensor], text_mod: Modulation,
                  mods: list[Modulation], deltas: DoubleDeltas, start: int) -> tuple[Tensor, list[Tensor]]:
-    """One double block. `streams` is [image] or [image, condition]; `start` counts in their join."""
+    """One double block.
+
+    Args:
+        text: (B, L, D). streams: [image (B, N, D)] or [image, condition (B, M, D)].
+        text_mod: the text's modulation; mods: each stream's, both of six tensors (B, 1, D).
+        start: the LoRA acts from this token on, counted in the joined streams.
+
+    Returns: text and streams, of the same shapes.
+    """
     attn, heads = block.attn, (block.attn.heads, -1)
     h = modulated(block.norm1.norm, streams, mods)
     q, k, v = projected([attn.to_q, attn.to_k, attn.to_v], h, deltas.qkv, start)
@@ -184,29 +200,46 @@ def double_block(block: nn.Module, joint: Joint, text: Tensor, streams: list[Ten
 
 
 def single_block(block: nn.Module, joint: Joint, streams: list[Tensor], mods: list[Modulation],
-                 deltas: SingleDeltas, start: int, keep: slice | None = None) -> list[Tensor]:
-    """One single block. `streams` is [text and image] or [text and image, condition].
+                 deltas: SingleDeltas, start: int) -> list[Tensor]:
+    """One single block.
 
-    `keep`, for the last block: only these tokens of the first stream are wanted, and none of them
-    has a LoRA. Every token still gives its key and value; the rest would be thrown away.
+    Args:
+        streams: [text and image (B, L + N, D)] or [text and image, condition (B, M, D)].
+        mods: each stream's modulation, three tensors (B, 1, D).
+        start: the LoRA acts from this token on, counted in the joined streams.
+
+    Returns: streams of the same shapes.
     """
-    attn, heads = block.attn, (block.attn.heads, -1)
-    h = modulated(block.norm.norm, streams, mods)
-    if keep is None:
-        layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
-        q, k, v, mlp = projected(layers, h, deltas.inner, start)
-        rows, delta = slice(None), deltas.out
-    else:
-        _, k, v, _ = projected([None, attn.to_k, attn.to_v, None], h, deltas.inner, start)
-        q, mlp = attn.to_q(h[:, keep]), block.proj_mlp(h[:, keep])
-        rows, delta = keep, None
-        streams, mods = [streams[0][:, keep]], mods[:1]
-    out = joint.attend(attn.norm_q(q.unflatten(-1, heads)), attn.norm_k(k.unflatten(-1, heads)),
-                       v.unflatten(-1, heads), rows)
-    out = adapted(block.proj_out, torch.cat([out, block.act_mlp(mlp)], dim=-1), delta, start)
+    attn, h = block.attn, modulated(block.norm.norm, streams, mods)
+    q, k, v, mlp = projected([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp], h, deltas.inner, start)
+    out = adapted(block.proj_out, _attended(block, joint, q, k, v, mlp), deltas.out, start)
     return [_within_half(x) for x in gated(streams, mods, out)]
 
 
+def last_single_block(block: nn.Module, joint: Joint, streams: list[Tensor], mods: list[Modulation],
+                      deltas: SingleDeltas, start: int, rows: slice) -> Tensor:
+    """The last single block, for those tokens of the first stream that are wanted: (B, R, D).
+
+    None of them has a LoRA. Every token still gives its key and value; what else it would become is
+    thrown away. For the arguments see `single_block`.
+    """
+    attn, h = block.attn, modulated(block.norm.norm, streams, mods)
+    _, k, v, _ = projected([None, attn.to_k, attn.to_v, None], h, deltas.inner, start)
+    wanted = h[:, rows]
+    out = block.proj_out(_attended(block, joint, attn.to_q(wanted), k, v, block.proj_mlp(wanted), rows))
+    image, = gated([streams[0][:, rows]], mods[:1], out)
+    return _within_half(image)
+
+
+def _attended(block: nn.Module, joint: Joint, q: Tensor, k: Tensor, v: Tensor, mlp: Tensor,
+              rows: slice = slice(None)) -> Tensor:
+    """What `proj_out` of a single block reads, (B, R, D + F), for q (B, R, D), k and v (B, S, D), mlp (B, R, F)."""
+    attn, heads = block.attn, (block.attn.heads, -1)
+    out = joint.attend(attn.norm_q(q.unflatten(-1, heads)), attn.norm_k(k.unflatten(-1, heads)),
+                       v.unflatten(-1, heads), rows)
+    return torch.cat([out, block.act_mlp(mlp)], dim=-1)
+
+
 def _within_half(x: Tensor) -> Tensor:
-    """Keep fp16 residuals finite, where diffusers does."""
+    """Keep fp16 residuals (B, S, D) finite, where diffusers does."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x

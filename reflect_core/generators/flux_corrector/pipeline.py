@@ -31,7 +31,7 @@ from .lora import ConditionLora
 from .memory import enough_memory
 from .options import CorrectorOptions
 from .requests import check_request
-from .transformer import Condition, Prepared, denoise, prepare
+from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 """What the published search asks for; a folder's reflect.json may say otherwise."""
@@ -53,6 +53,8 @@ class FluxCorrector:
         _check_parts(transformer, vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, lora=lora)
         _check_condition_size(options, vae)
         self.transformer, self.vae, self.lora = transformer, vae, lora
+        with torch.no_grad():
+            self.deltas = None if lora is None else LoraDeltas.of(lora, transformer)
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
@@ -166,11 +168,16 @@ class FluxCorrector:
         condition = self._condition(batch, [generator for _, generator in pairs])
         ids = grid_ids(rows, columns, device=device)
 
-        texts = [self.options.texts(r) for r in batch]
-        prepared, calls = self._prepared(texts, ids, condition)
-        scale, negative = self.options.true_cfg_scale, None
+        options, scale = self.options, self.options.true_cfg_scale
+        states, pooled, calls = self._texts([options.texts(r) for r in batch])
+        text_ids = ids.new_zeros(states.shape[1], 3)
+        prepared = prepare(model, self.deltas, states, pooled, ids, text_ids, condition,
+                           union_cond_attn=options.union_cond_attn, latent_lora=options.latent_lora,
+                           condition_scale=options.condition_scale)
+        negative = None
         if scale > 1:
-            negative, more = self._prepared([("", "")] * len(batch), ids, condition)
+            states, pooled, more = self._texts([("", "")] * len(batch))
+            negative = with_texts(model, prepared, states, pooled)
             calls = [a + b for a, b in zip(calls, more)]
 
         guidance = torch.tensor([r.guidance for r in batch], dtype=torch.float32, device=device)
@@ -187,8 +194,8 @@ class FluxCorrector:
                 callback(step, first.steps)
         return latents, calls
 
-    def _prepared(self, texts: Sequence[tuple[str, str]], ids: Tensor,
-                  condition: Condition | None) -> tuple[Prepared, list[int]]:
+    def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
+        """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
         pooled, states, calls = [], [], []
         for clip_text, t5_text in texts:
             vector, new_vector = self.texts.pooled(clip_text)
@@ -196,12 +203,7 @@ class FluxCorrector:
             pooled.append(vector)
             states.append(state)
             calls.append(int(new_vector) + int(new_state))
-        text_ids = ids.new_zeros(states[0].shape[0], 3)
-        options = self.options
-        prepared = prepare(self.transformer, self.lora, torch.stack(states), torch.stack(pooled), ids,
-                           text_ids, condition, union_cond_attn=options.union_cond_attn,
-                           latent_lora=options.latent_lora, condition_scale=options.condition_scale)
-        return prepared, calls
+        return torch.stack(states), torch.stack(pooled), calls
 
     def _condition(self, batch: Sequence[Request], generators: Sequence[torch.Generator]) -> Condition | None:
         if not batch[0].context:

@@ -5,7 +5,8 @@ that acts on them alone, at timestep 0 and guidance 1 whatever the main ones are
 joint attention. Without a condition the result is the plain transformer's.
 
 `prepare` does once what no step changes: text embedding, rotary tables, the condition's embedding
-and all its modulations. `denoise` is one step. `flux_forward` is both, for training and tests.
+and all its modulations; `with_texts` does again what depends on the text. `denoise` is one step.
+`flux_forward` is `prepare` and `denoise`, for training and tests.
 
 What differs from the official code: no adapter is switched on and off, nothing is patched, and only
 public modules of the transformer are used. `add_cond_attn` (false in everything published, possible
@@ -16,7 +17,7 @@ dtype of the latents, as in diffusers without autocast; under autocast it stays 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from .blocks import (
     SingleDeltas,
     adapted,
     double_block,
+    last_single_block,
     modulation,
     single_block,
 )
@@ -47,32 +49,52 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class MainDeltas:
-    """The LoRA's parts for text and image tokens; there only when `latent_lora` is true."""
+class LoraDeltas:
+    """The corrector's LoRA by block, laid out for the forward. It serves as long as the weights do not change."""
 
     embedder: Delta | None
-    norms: tuple[Delta | None, ...]
+    doubles: tuple[DoubleDeltas, ...]
+    singles: tuple[SingleDeltas, ...]
+
+    @classmethod
+    def of(cls, lora: ConditionLora, transformer: nn.Module) -> LoraDeltas:
+        """In the dtype of the transformer's weights; differentiable."""
+        dtype = transformer.x_embedder.weight.dtype
+        return cls(lora.delta("x_embedder", dtype),
+                   tuple(DoubleDeltas.of(lora, f"transformer_blocks.{i}", dtype)
+                         for i in range(len(transformer.transformer_blocks))),
+                   tuple(SingleDeltas.of(lora, f"single_transformer_blocks.{i}", dtype)
+                         for i in range(len(transformer.single_transformer_blocks))))
+
+
+@dataclass(frozen=True)
+class PreparedBlock:
+    """What one block needs besides its weights."""
+
+    deltas: DoubleDeltas | SingleDeltas
+    mod: Modulation | None = None
+    """The condition's modulation, which no step changes; None without a condition."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What stays the same over the steps of one batch. Make it with `prepare`."""
+    """What stays the same over the steps of one batch. Make it with `prepare`, and `with_texts` from another."""
 
-    text: Tensor
-    """(B, L, D)"""
-    pooled: Tensor
-    """(B, P)"""
     joint: Joint
+    doubles: tuple[PreparedBlock, ...]
+    singles: tuple[PreparedBlock, ...]
     condition: Tensor | None
     """(B, M, D), embedded, or None."""
-    mods: tuple[Modulation, ...]
-    """The condition's modulation in every block, double ones first; empty without a condition."""
-    deltas: tuple[DoubleDeltas | SingleDeltas, ...]
-    """The LoRA of every block; empty when no token gets one."""
-    main: MainDeltas | None = None
+    embedder: Delta | None
+    everywhere: bool
+    """The LoRA acts on text and image tokens too."""
+    text: Tensor | None = None
+    """(B, L, D)"""
+    pooled: Tensor | None = None
+    """(B, P)"""
 
 
-def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_states: Tensor,
+def prepare(transformer: nn.Module, lora: ConditionLora | LoraDeltas | None, encoder_hidden_states: Tensor,
             pooled_projections: Tensor, img_ids: Tensor, txt_ids: Tensor, condition: Condition | None = None,
             *, union_cond_attn: bool = True, latent_lora: bool = False,
             condition_scale: float = 1.0) -> Prepared:
@@ -80,7 +102,7 @@ def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_s
 
     Args:
         transformer: a `FluxTransformer2DModel`.
-        lora: the corrector's LoRA, or None for none.
+        lora: the corrector's LoRA, or what `LoraDeltas.of` made of it, or None for none.
         encoder_hidden_states: T5 states (B, L, width); pooled_projections: CLIP's (B, P).
         img_ids: (N, 3); txt_ids: (L, 3).
         condition: the flawed picture, or None for plain text-to-image.
@@ -90,7 +112,6 @@ def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_s
         condition_scale: log(scale) is added to the attention between condition and rest. At 1, the
             published value, no bias tensor is made. Any other replaces the cut of `union_cond_attn`.
     """
-    dtype = transformer.x_embedder.weight.dtype
     ids = [txt_ids, img_ids] + ([condition.ids] if condition is not None else [])
     main = txt_ids.shape[0] + img_ids.shape[0]
     bias = None
@@ -98,31 +119,38 @@ def prepare(transformer: nn.Module, lora: ConditionLora | None, encoder_hidden_s
         bias = _scale_bias(main, condition.ids.shape[0], condition_scale, encoder_hidden_states)
     cos, sin = _rotary_tables(transformer.pos_embed, torch.cat(ids))
     separate = condition is not None and not union_cond_attn and bias is None
-    joint = Joint(main, cos, sin, separate, bias)
 
-    deltas, main_deltas = (), None
-    if lora is not None and (condition is not None or latent_lora):
-        deltas = (*(DoubleDeltas.of(lora, path, dtype) for path, _ in _doubles(transformer)),
-                  *(SingleDeltas.of(lora, path, dtype) for path, _ in _singles(transformer)))
-    norms = tuple((block.norm1, f"{path}.norm1.linear") for path, block in _doubles(transformer))
-    norms += tuple((block.norm, f"{path}.norm.linear") for path, block in _singles(transformer))
-    changes = tuple(lora.delta(path, dtype) if deltas else None for _, path in norms)
-    embedder = lora.delta("x_embedder", dtype) if deltas else None
-    if latent_lora and deltas:
-        main_deltas = MainDeltas(embedder, changes)
-
-    tokens, mods = None, ()
+    if lora is None or (condition is None and not latent_lora):
+        lora = LoraDeltas(None, (NO_DOUBLE,) * len(transformer.transformer_blocks),
+                          (NO_SINGLE,) * len(transformer.single_transformer_blocks))
+        latent_lora = False
+    elif isinstance(lora, ConditionLora):
+        lora = LoraDeltas.of(lora, transformer)
+    tokens = None
     if condition is not None:
-        tokens = adapted(transformer.x_embedder, condition.tokens, embedder, 0)
-        zero = condition.tokens.new_zeros(condition.tokens.shape[0])
+        tokens = adapted(transformer.x_embedder, condition.tokens, lora.embedder, 0)
+    prepared = Prepared(Joint(main, cos, sin, separate, bias), tuple(map(PreparedBlock, lora.doubles)),
+                        tuple(map(PreparedBlock, lora.singles)), tokens, lora.embedder, latent_lora)
+    return with_texts(transformer, prepared, encoder_hidden_states, pooled_projections)
+
+
+def with_texts(transformer: nn.Module, prepared: Prepared, encoder_hidden_states: Tensor,
+               pooled_projections: Tensor) -> Prepared:
+    """The same batch with other texts: T5 states (B, L, width) and CLIP vectors (B, P). The rest is kept."""
+    doubles, singles = prepared.doubles, prepared.singles
+    if prepared.condition is not None:
+        zero = prepared.condition.new_zeros(prepared.condition.shape[0])
         vector = _vector(transformer, zero, zero + 1, pooled_projections)
-        mods = tuple(modulation(norm, vector, change) for (norm, _), change in zip(norms, changes))
-    text = transformer.context_embedder(encoder_hidden_states)
-    return Prepared(text, pooled_projections, joint, tokens, mods, deltas, main_deltas)
+        doubles = tuple(replace(own, mod=modulation(block.norm1, vector, own.deltas.norm))
+                        for block, own in zip(transformer.transformer_blocks, doubles))
+        singles = tuple(replace(own, mod=modulation(block.norm, vector, own.deltas.norm))
+                        for block, own in zip(transformer.single_transformer_blocks, singles))
+    return replace(prepared, doubles=doubles, singles=singles, pooled=pooled_projections,
+                   text=transformer.context_embedder(encoder_hidden_states))
 
 
 def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, timestep: Tensor,
-            guidance: Tensor | None = None, *, checkpointing: bool = False) -> Tensor:
+            guidance: Tensor | None = None, *, checkpointing: bool = False, prune: bool = True) -> Tensor:
     """One evaluation of the transformer.
 
     Args:
@@ -130,39 +158,43 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
         timestep: (B,) in 0..1. guidance: (B,), 3.5 at published inference, 1 in training; left out
             of the model if it takes none.
         checkpointing: compute each block again in the backward pass instead of keeping its insides.
+        prune: leave out of the last block what would be thrown away; false is for timing alone.
 
     Returns: the velocity (B, N, C).
     """
-    p, extra = prepared, prepared.main
-    image = adapted(transformer.x_embedder, hidden_states, extra and extra.embedder, 0)
+    p = prepared
+    image = adapted(transformer.x_embedder, hidden_states, p.embedder if p.everywhere else None, 0)
     vector = _vector(transformer, timestep.to(hidden_states.dtype),
                      None if guidance is None else guidance.to(hidden_states.dtype), p.pooled)
     streams = [image] if p.condition is None else [image, p.condition]
     text, length, here = p.text, p.text.shape[1], image.shape[1]
-    blocks = [block for _, block in _doubles(transformer)]
-    singles = [block for _, block in _singles(transformer)]
 
     def run(function, *args):
         return checkpoint(function, *args, use_reentrant=False) if checkpointing else function(*args)
 
-    def mods_of(index: int, norm: nn.Module) -> list[Modulation]:
-        mine = modulation(norm, vector, extra and extra.norms[index])
-        return [mine] if p.condition is None else [mine, p.mods[index]]
+    def mods_of(own: PreparedBlock, norm: nn.Module) -> list[Modulation]:
+        mine = modulation(norm, vector, own.deltas.norm if p.everywhere else None)
+        return [mine] if own.mod is None else [mine, own.mod]
 
-    for index, block in enumerate(blocks):
-        start = 0 if extra else here
+    start = 0 if p.everywhere else here
+    for block, own in zip(transformer.transformer_blocks, p.doubles):
         text_mod = modulation(block.norm1_context, vector)
-        deltas = p.deltas[index] if p.deltas else NO_DOUBLE
-        text, streams = run(double_block, block, p.joint, text, streams, text_mod,
-                            mods_of(index, block.norm1), deltas, start)
+        text, streams = run(double_block, block, p.joint, text, streams, text_mod, mods_of(own, block.norm1),
+                            own.deltas, start)
+
     streams = [torch.cat([text, streams[0]], dim=1), *streams[1:]]
+    start = 0 if p.everywhere else length + here
     image_rows = slice(length, length + here)
-    for index, block in enumerate(singles, start=len(blocks)):
-        start = 0 if extra else length + here
-        last = index == len(blocks) + len(singles) - 1 and not extra
-        streams = run(single_block, block, p.joint, streams, mods_of(index, block.norm),
-                      p.deltas[index] if p.deltas else NO_SINGLE, start, image_rows if last else None)
-    image = streams[0] if streams[0].shape[1] == here else streams[0][:, image_rows]
+    singles = list(zip(transformer.single_transformer_blocks, p.singles))
+    last = singles.pop() if singles and prune and not p.everywhere else None
+    for block, own in singles:
+        streams = run(single_block, block, p.joint, streams, mods_of(own, block.norm), own.deltas, start)
+    if last is None:
+        image = streams[0][:, image_rows]
+    else:
+        block, own = last
+        image = run(last_single_block, block, p.joint, streams, mods_of(own, block.norm), own.deltas, start,
+                    image_rows)
 
     # norm_out wants the embedding before its own silu; it has scale first, then shift.
     scale, shift = transformer.norm_out.linear(vector).unsqueeze(1).chunk(2, dim=-1)
@@ -186,15 +218,6 @@ def flux_forward(transformer: nn.Module, lora: ConditionLora | None, hidden_stat
                        condition, union_cond_attn=union_cond_attn, latent_lora=latent_lora,
                        condition_scale=condition_scale)
     return denoise(transformer, prepared, hidden_states, timestep, guidance, checkpointing=checkpointing)
-
-
-def _doubles(transformer: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(f"transformer_blocks.{i}", b) for i, b in enumerate(transformer.transformer_blocks)]
-
-
-def _singles(transformer: nn.Module) -> list[tuple[str, nn.Module]]:
-    blocks = transformer.single_transformer_blocks
-    return [(f"single_transformer_blocks.{i}", b) for i, b in enumerate(blocks)]
 
 
 def _vector(transformer: nn.Module, timestep: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
