@@ -10,7 +10,15 @@ from reflect_core.generators.flux_corrector import blocks
 from reflect_core.generators.flux_corrector.latents import grid_ids, pack, unpack
 from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.timing import step_ratio
-from reflect_core.generators.flux_corrector.transformer import Condition, denoise, flux_forward, prepare
+from reflect_core.generators.flux_corrector.transformer import (
+    Condition,
+    LoraDeltas,
+    Prepared,
+    denoise,
+    flux_forward,
+    prepare,
+    with_texts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,12 @@ def inputs(batch: int = 2, seed: int = 0, condition: bool = True) -> dict:
 
 def row(made: dict, index: int) -> dict:
     return {k: v if k.endswith("ids") else v[index:index + 1] for k, v in made.items()}
+
+
+def prepared_of(model, lora, made: dict, **flags) -> Prepared:
+    names = ("encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
+    return prepare(model, lora, *(made[name] for name in names),
+                   Condition(made["condition_tokens"], made["condition_ids"]), **flags)
 
 
 @torch.no_grad()
@@ -81,14 +95,40 @@ def test_cut_attention_makes_the_output_independent_of_the_condition(model, lora
 @torch.no_grad()
 def test_prepared_once_serves_every_step(model, lora):
     made = inputs()
-    prepared = prepare(model, lora, *(made[k] for k in ("encoder_hidden_states", "pooled_projections",
-                                                        "img_ids",
-                                                         "txt_ids")),
-                       Condition(made["condition_tokens"], made["condition_ids"]))
+    prepared = prepared_of(model, lora, made)
     for seed in (3, 4):
         step = made | {k: inputs(seed=seed)[k] for k in ("hidden_states", "timestep")}
         ours = denoise(model, prepared, step["hidden_states"], step["timestep"], step["guidance"])
         assert torch.equal(ours, flux_forward(model, lora, **step))
+
+
+@torch.no_grad()
+def test_pruning_leaves_out_only_what_is_thrown_away(model, lora):
+    made = inputs()
+    prepared = prepared_of(model, lora, made)
+    step = [made[k] for k in ("hidden_states", "timestep", "guidance")]
+    assert (denoise(model, prepared, *step) - denoise(model, prepared, *step, prune=False)).abs().max() < 1e-5
+    seen = []
+    hook = model.single_transformer_blocks[-1].attn.to_q.register_forward_hook(
+        lambda module, args, output: seen.append(output.shape[1]))
+    for prune in (True, False):
+        denoise(model, prepared, *step, prune=prune)
+    hook.remove()
+    assert seen == [16, 16 + 5 + 4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latent_lora", [False, True])
+def test_other_texts_in_the_same_batch(model, lora, latent_lora):
+    """`with_texts` does only what depends on them, with deltas made once, and equals a fresh `prepare`."""
+    made, deltas = inputs(), LoraDeltas.of(lora, model)
+    other = made | {k: inputs(seed=9)[k] for k in ("encoder_hidden_states", "pooled_projections")}
+    first = prepared_of(model, deltas, made, latent_lora=latent_lora)
+    second = with_texts(model, first, other["encoder_hidden_states"], other["pooled_projections"])
+    assert second.joint is first.joint and second.condition is first.condition
+    for texts, prepared in ((made, first), (other, second)):
+        ours = denoise(model, prepared, made["hidden_states"], made["timestep"], made["guidance"])
+        assert torch.equal(ours, flux_forward(model, lora, **texts, latent_lora=latent_lora))
 
 
 @torch.no_grad()
@@ -187,4 +227,4 @@ def test_step_ratio_reports_its_numbers():
     got = step_ratio({"image": 16, "condition": 4, "text": 4}, heads=2, head_width=16, double_blocks=1,
                      single_blocks=1, rank=2, repeats=3)
     assert got["total_tokens"] == 24
-    assert got["ratio"] > 0 and got["corrector_seconds"] > 0 and got["plain_seconds"] > 0
+    assert all(got[name] > 0 for name in ("ratio", "ratio_without_pruning", "corrector_seconds", "plain_seconds"))
