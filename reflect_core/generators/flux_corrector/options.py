@@ -17,10 +17,14 @@ class CorrectorOptions:
 
     text_join: str = "train"
     """How prompt and reflection meet. 'train': CLIP sees the user's original prompt, T5 sees
-    `prompt [Reflexion] reflection`, as in training and the official sample script. 'search': both see
-    `prompt [Reflexion]: reflection`, as in the published search, whose colon and joint CLIP text the
-    model never saw in training. The default is what the weights were made for; a run that is to
-    reproduce the published search sets 'search'."""
+    `prompt [Reflexion] reflection`. 'search': both see `prompt [Reflexion]: reflection`, as in the published
+    search, whose colon and joint CLIP text the model never saw in training. The default is what the weights
+    were made for; a run that is to reproduce the published search sets 'search'.
+
+    `prompt` is the refined one where a refiner has rewritten it. In training and in the official sample
+    script there is no refiner, so that T5's prompt is the original there; with one, T5 is given the
+    rewritten prompt under both settings, as in the published search, for else a correction would undo the
+    refiner. A run without a refiner has exactly the training's texts."""
     condition_size: int = 512
     """Side in pixels of the square to which the flawed picture is resized (bicubic, no crop). In
     training code the default is 1024, but every published configuration has 512."""
