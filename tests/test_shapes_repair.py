@@ -1,20 +1,21 @@
-"""The reflector over the repair, and the refiner: what they say is enough, true to the prompt, repeatable."""
+"""The repair: few fixes, which are enough, and touch nothing else."""
+
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_shapes_verifier import BLUE_STAR, RED_CIRCLE, RED_CIRCLE_2, random_objects
+from test_shapes_verifier import random_objects
 
-from reflect_core.refiners import ShapesRefiner
-from reflect_core.reflectors import ShapesReflector
 from reflect_core.shapes.checks import check_objects
-from reflect_core.shapes.prompt import COUNTS, WORDS, parse
-from reflect_core.shapes.repair import REFLECTION_WORDS, apply, plan, words
+from reflect_core.shapes.corrupt import corrupt
+from reflect_core.shapes.detector import detect
+from reflect_core.shapes.prompt import Group, Requirement, holds, parse
+from reflect_core.shapes.repair import Fix, apply, plan, words
 from reflect_core.shapes.sample import TASKS, sample_prompt, sample_requirement, sample_scene
-from reflect_core.shapes.scene import Obj, render
-from reflect_core.types import UserError
-from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
+from reflect_core.shapes.scene import SHAPES, UNSEEN_PAIRS, Obj, fits, render
+from reflect_core.verifiers import ShapesVerifier
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -87,94 +88,84 @@ def test_repaired_pictures_are_accepted_by_the_judge_that_looks_at_pixels():
     assert done > 40
 
 
-@settings(max_examples=150, deadline=None)
-@given(task=st.sampled_from(TASKS), seed=seeds)
-def test_reflections_use_known_words_only(task, seed):
+def fewest_fixes(objects, requirement):
+    """The fewest fixes over all ways to give objects to groups, each counted from the rules."""
+    fewest = len(objects) + requirement.objects
+    groups = requirement.groups
+    for owner in itertools.product([*range(len(groups)), None], repeat=len(objects)):
+        if any(owner.count(k) > group.count for k, group in enumerate(groups)):
+            continue
+        wrong = sum(k is None or not groups[k].takes(obj) for k, obj in zip(owner, objects))
+        added = sum(group.count - owner.count(k) for k, group in enumerate(groups))
+        broken = [{a, b} for i, relation, j in requirement.relations
+                  for a, b in itertools.permutations(range(len(objects)), 2)
+                  if owner[a] == i and owner[b] == j and not holds(relation, objects[a], objects[b])]
+        moved = next(n for n in range(len(objects) + 1)
+                     if any(all(pair & set(some) for pair in broken)
+                            for some in itertools.combinations(range(len(objects)), n)))
+        fewest = min(fewest, wrong + added + moved)
+    return fewest
+
+
+def test_no_other_roles_need_fewer_fixes():
+    for seed in range(350):
+        rng = np.random.default_rng(seed)
+        requirement = sample_requirement(TASKS[seed % len(TASKS)], rng)
+        for objects in (random_objects(rng, requirement, most=5),
+                        corrupt(sample_scene(requirement, rng), requirement, rng, 3)):
+            if len(objects) <= 5:
+                assert len(plan(objects, requirement)) == fewest_fixes(objects, requirement), seed
+
+
+def test_two_fixes_where_roles_must_be_traded():
+    objects = [Obj("triangle", "green", 21, 10, 7), Obj("triangle", "yellow", 26, 49, 7)]
+    assert len(plan(objects, parse("a circle right of a star"))) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(task=st.sampled_from(TASKS), seed=seeds, limit=st.integers(1, 3))
+def test_what_has_no_fix_stays_exactly_as_it_was_and_the_rest_is_as_told(task, seed, limit):
     rng = np.random.default_rng(seed)
     requirement = sample_requirement(task, rng)
-    text = words(plan(random_objects(rng, requirement), requirement), requirement, 10)
-    assert set(text.replace(",", " ,").split()) <= WORDS | set(REFLECTION_WORDS) | set(COUNTS)
+    objects = random_objects(rng, requirement, most=5)
+    fixes = plan(objects, requirement)[:limit]
+    scene = apply(objects, requirement, fixes, rng)
+    if scene is None:
+        return
+    touched = {fix.obj for fix in fixes}
+    new = list(scene)
+    for obj in objects:
+        if obj not in touched:
+            new.remove(obj)
+    for fix in fixes:
+        said, group = words([fix], requirement), fix.group is not None and requirement.groups[fix.group]
+        if fix.kind == "remove":
+            assert said in (f"remove the {fix.obj.words}", f"remove one {fix.obj.words}")
+            continue
+        if fix.kind == "add":
+            made = next(o for o in new if group.takes(o))
+            assert group.singular in said
+        elif fix.kind == "move":
+            made = next(o for o in new if o.words == fix.obj.words and (o.x, o.y) != (fix.obj.x, fix.obj.y))
+            assert fix.obj.words in said
+        else:
+            made = next(o for o in new if group.takes(o) and abs(o.x - fix.obj.x) + abs(o.y - fix.obj.y) < 8)
+            told = said.split(" to ")[1]
+            assert made.shape in told or made.shape == fix.obj.shape
+            # The one exception: training shows no such pair.
+            assert made.colour in told or made.colour == fix.obj.colour or (
+                (fix.obj.colour, made.shape) in UNSEEN_PAIRS and group.colour is None)
+        new.remove(made)
+    assert not new
 
 
-def reflect(prompt, *objects, judge=None, limit=3):
-    pictures = [render(objects)]
-    return ShapesReflector(limit).reflect(prompt, pictures, (judge or ShapesVerifier()).judge(prompt, pictures))[0]
-
-
-@pytest.mark.parametrize("prompt, objects, expected", [
-    ("a red circle", [RED_CIRCLE], ""),
-    ("a red circle", [], "add a red circle"),
-    ("a blue circle", [RED_CIRCLE], "change the red circle to blue"),
-    ("a red star", [RED_CIRCLE], "change the red circle to a star"),
-    ("a red circle", [RED_CIRCLE, BLUE_STAR], "remove the blue star"),
-    ("a red circle", [RED_CIRCLE, RED_CIRCLE_2], "remove one red circle"),
-    ("a red circle and a yellow square", [RED_CIRCLE], "add a yellow square"),
-    ("a circle left of a square", [RED_CIRCLE], "add a square right of the circle"),
-])
-def test_reflections_in_words(prompt, objects, expected):
-    assert reflect(prompt, *objects) == expected
-
-
-def test_a_wrong_relation_asks_for_a_move():
-    assert reflect("a circle right of a star", RED_CIRCLE, BLUE_STAR) in (
-        "move the red circle right of the star", "move the blue star left of the circle")
-
-
-def test_blobs_are_named_and_the_limit_kept():
-    picture = np.array(render((RED_CIRCLE,)))
-    picture[40:60, 30:38] = (40, 158, 60)
-    verdicts = ShapesVerifier().judge("a red circle", [picture])
-    assert ShapesReflector().reflect("a red circle", [picture], verdicts) == ["remove the green blob"]
-    assert len(reflect("three red circles and three blue stars", limit=2).split(", ")) == 2
-    with pytest.raises(ValueError, match="limit"):
-        ShapesReflector(0)
-
-
-def test_reflections_follow_what_an_erring_judge_believes():
-    contrary = FlippingVerifier(ShapesVerifier(), 1.0)
-    # The circle is overlooked and something else imagined: the reflector asks for what is there.
-    said = reflect("a red circle", RED_CIRCLE, judge=contrary)
-    assert "a red circle" in said and "the red circle" not in said
-    # The missing circle is imagined, so nothing asks for it.
-    assert "add" not in reflect("a red circle", judge=contrary)
-    # Everything stands right, and is told to move.
-    said = reflect("a circle left of a star", BLUE_STAR, judge=contrary)
-    assert "move" in said or "remove" in said
-
-
-@settings(max_examples=80, deadline=None)
-@given(task=st.sampled_from(TASKS), seed=seeds)
-def test_an_erring_judge_that_refuses_always_gets_a_reflection(task, seed):
-    rng = np.random.default_rng(seed)
-    text, requirement = sample_prompt(task, rng)
-    picture = render(random_objects(rng, requirement, most=5))
-    (verdict,) = FlippingVerifier(ShapesVerifier(), 0.3, seed).judge(text, [picture])
-    (said,) = ShapesReflector().reflect(text, [picture], [verdict])
-    assert bool(said) != verdict.accepted
-    assert verdict.accepted == all(check.passed for check in verdict.checks) == (verdict.score == 1)
-
-
-@settings(max_examples=150, deadline=None)
-@given(task=st.sampled_from(TASKS), seed=seeds)
-def test_refined_prompts_ask_for_the_same(task, seed):
-    rng = np.random.default_rng(seed)
-    text, requirement = sample_prompt(task, rng)
-    picture = render((Obj("circle", "red", 20 + rng.integers(80) / 4, 20, 7),))
-    (refined,) = ShapesRefiner(seed % 5).refine(text, [text], [picture], [None], [""])
-    assert refined != text and parse(refined).canonical() == requirement.canonical()
-
-
-def test_refiner_repeats_itself_and_varies_with_picture_seed_and_present_sentence():
-    prompt = "two red circles left of a blue star and a yellow square"
-    pictures = [render((Obj("circle", "red", 20 + k / 4, 20, 7),)) for k in range(12)]
-    currents = [prompt] * len(pictures)
-    nothing = [None] * len(pictures)
-    first = ShapesRefiner(1).refine(prompt, currents, pictures, nothing, nothing)
-    assert first == ShapesRefiner(1).refine(prompt, currents, pictures, nothing, nothing)
-    assert first[::-1] == ShapesRefiner(1).refine(prompt, currents, pictures[::-1], nothing, nothing)
-    assert first != ShapesRefiner(2).refine(prompt, currents, pictures, nothing, nothing)
-    assert first != ShapesRefiner(1).refine(prompt, first, pictures, nothing, nothing)
-    assert len(set(first)) > 6
-    assert any("right of" in text for text in first) and any("left of" in text for text in first)
-    with pytest.raises(UserError):
-        ShapesRefiner().refine("a hexagon", ["a hexagon"], pictures[:1], [None], [""])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("radius", [2.5, 4, 5.5, 8, 10.5, 12, 15])
+def test_a_blob_anywhere_becomes_an_object_that_the_judge_reads(shape, radius):
+    requirement = Requirement((Group(1, "blue", shape),))
+    for x, y in itertools.product((0.3, 5.1, 32, 60.2, 63.9), repeat=2):
+        blob = Obj("blob", "red", x, y, radius)
+        (fix,) = plan([blob], requirement)
+        assert isinstance(fix, Fix) and fix.kind == "change"
+        scene = apply([blob], requirement, [fix], np.random.default_rng(0))
+        assert fits(scene[0], ()) and [o.words for o in detect(render(scene))] == [f"blue {shape}"]

@@ -196,7 +196,7 @@ def test_what_is_believed_gives_the_told_outcomes(task, seed):
     told = [check.passed != (rng.random() < 0.4) for check in truth]
     believed = check_objects(requirement, believe(requirement, objects, told, lambda name: rng.random())).checks
     whole = all(told[: requirement.objects])
-    for k, (check, expected) in enumerate(zip(believed, told)):
+    for check, expected in zip(believed, told):
         if check.kind == "extra" or (check.kind == "relation" and whole):
             assert check.passed == expected
     at = 0
@@ -212,4 +212,5 @@ def test_probabilities_are_probabilities(probability):
 
 
 def test_parse_is_what_the_judge_reads():
-    assert len(judge("a nice photo of two red circles and a star").checks) == parse("two red circles and a star").objects + 1
+    checks = judge("a nice photo of two red circles and a star").checks
+    assert len(checks) == parse("two red circles and a star").objects + 1

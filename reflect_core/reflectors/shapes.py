@@ -12,7 +12,7 @@ from ..verifiers.shapes import seen
 
 
 class ShapesReflector:
-    """Says the smallest change that would make each picture right, the worst flaw first.
+    """Says what few changes would make each picture right, the worst flaw first (see `repair.py`).
 
     It looks at the objects in the verdict, not at the picture: it shares the judge's eyes, and errs
     where they do. `limit` is the most changes told at once. A picture that shows what was asked gets

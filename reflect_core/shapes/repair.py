@@ -1,23 +1,28 @@
-"""The smallest change that makes a scene satisfy a requirement, and how to say it.
+"""A small change that makes a scene satisfy a requirement, and how to say it.
 
 One planner serves both sides of the loop: the reflector says its fixes in words, and the trainer
-renders the scene after the same fixes as the picture that the corrector should draw. So the words
-never ask for one thing while the target shows another.
+renders the scene after the same fixes as the picture that the corrector should draw. The target does
+what the words say and nothing else, with one exception: where a new shape in the old colour would be
+one of UNSEEN_PAIRS, which training must not show, the prompt leaves the colour open and the target
+takes another one ('change the cyan star to a circle' may give a purple circle).
+
+The fixes are nearly always the fewest that do: no trade of two objects' roles spares another one. A
+search over all roles found fewer for 2 of 7,000 random scenes and for none of as many corrupted ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .prompt import NUMBERS, Group, Requirement, article, holds
+from .prompt import NUMBERS, OPPOSITE, Group, Requirement, article, holds
 from .sample import place, relation_test
-from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH, SIZE, UNSEEN_PAIRS, Obj, Scene, snap
+from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH_MOST, SIZE, UNSEEN_PAIRS, Obj, Scene, snap
 
-REACH_MOST = max(REACH.values())
 KINDS = ("change", "add", "remove", "move")
 _WRONG_COLOUR, _WRONG_SHAPE, _WRONG_BOTH, _MISSING = 1.0, 1.05, 1.9, 1.0
 """Costs of the assignment. Removing an object and adding another cost _MISSING each, so that an
@@ -31,8 +36,9 @@ class Fix:
     kind: str
     group: int | None
     obj: Obj | None
-    cures: int
-    """How many failed checks it cures: the worst flaw is told first."""
+    weight: int
+    """How bad the flaw is, for the order of telling: 2 for a change and 1 for the rest, and 1 more for a
+    change or an addition in a group that a relation is about."""
     many: bool = False
     """Whether several objects of the picture look like `obj`: then 'one' instead of 'the'."""
 
@@ -46,7 +52,11 @@ class Matching:
 
 
 def match(objects: Sequence[Obj], requirement: Requirement) -> Matching:
-    """Give each object to a group at the least total cost of changes."""
+    """Give each object to a group so that few fixes are left to do.
+
+    An assignment of least cost knows nothing of where the others will stand, so objects trade their
+    groups afterwards for as long as that spares a fix.
+    """
     slots = [k for k, group in enumerate(requirement.groups) for _ in range(group.count)]
     n, m = len(objects), len(slots)
     # Objects and slots may stay alone at the price of a removal or an addition.
@@ -64,8 +74,33 @@ def match(objects: Sequence[Obj], requirement: Requirement) -> Matching:
         if a < n and b < m:
             owner[a] = slots[b]
             filled.add(b)
-    missing = tuple(slots[b] for b in range(m) if b not in filled)
-    return Matching(tuple(owner), missing)
+    missing = [slots[b] for b in range(m) if b not in filled]
+    return _trade(objects, owner, missing, requirement)
+
+
+def _trade(objects: Sequence[Obj], owner: list[int | None], missing: list[int], requirement: Requirement) -> Matching:
+    """The matching after all trades of two places, of objects or of what is missing, that spare a fix."""
+    places = [*owner, *missing]
+    least = _fixes_needed(objects, places, requirement) if requirement.relations else 0
+    pairs = list(combinations(range(len(places)), 2))
+    at = 0
+    while least and at < len(pairs):
+        a, b = pairs[at]
+        at += 1
+        traded = list(places)
+        traded[a], traded[b] = places[b], places[a]
+        if traded != places and (needed := _fixes_needed(objects, traded, requirement)) < least:
+            places, least, at = traded, needed, 0
+    n = len(objects)
+    return Matching(tuple(places[:n]), tuple(k for k in places[n:] if k is not None))
+
+
+def _fixes_needed(objects: Sequence[Obj], places: Sequence[int | None], requirement: Requirement) -> int:
+    """How many fixes `plan` makes of the objects' groups, followed by the groups of what is missing."""
+    owner = places[: len(objects)]
+    wrong = sum(k is None or not requirement.groups[k].takes(obj) for obj, k in zip(objects, owner))
+    added = sum(k is not None for k in places[len(objects) :])
+    return wrong + added + len(_to_move(objects, owner, requirement))
 
 
 def _cost(obj: Obj, group: Group) -> float:
@@ -113,11 +148,12 @@ def plan(objects: Sequence[Obj], requirement: Requirement) -> list[Fix]:
     fixes += [Fix("add", k, None, 1 + (k in related)) for k in missing]
     for obj, k in moves:
         fixes.append(Fix("move", k, obj, 1, looks.count((obj.colour, obj.shape)) > 1))
-    return sorted(fixes, key=lambda fix: (-fix.cures, KINDS.index(fix.kind)))
+    return sorted(fixes, key=lambda fix: (-fix.weight, KINDS.index(fix.kind)))
 
 
 def _to_move(objects: Sequence[Obj], owner: Sequence[int | None], requirement: Requirement) -> list[tuple[Obj, int]]:
-    """The fewest objects that must move for the relations to hold, greedily."""
+    """Objects (with their groups) to move so that the relations hold: the one that stands wrong to the
+    most others, then the next among those that remain."""
     standing = [(k, obj) for obj, k in zip(objects, owner) if k is not None]
     moved = []
     while True:
@@ -171,6 +207,7 @@ def apply(objects: Sequence[Obj], requirement: Requirement, fixes: Sequence[Fix]
 
 
 def _changed(obj: Obj, group: Group, rng: np.random.Generator) -> Obj:
+    """The object with the group's look, in its place."""
     colour = group.colour or obj.colour
     if group.colour is None and (colour, group.shape) in UNSEEN_PAIRS:
         colour = _free_colour(group.shape, rng)
@@ -184,6 +221,7 @@ def _changed(obj: Obj, group: Group, rng: np.random.Generator) -> Obj:
 
 
 def _free_colour(shape: str, rng: np.random.Generator) -> str:
+    """A random colour in which training shows the shape."""
     options = [c for c in COLOURS if (c, shape) not in UNSEEN_PAIRS]
     return options[rng.integers(len(options))]
 
@@ -216,7 +254,7 @@ def _where(group: int, requirement: Requirement) -> str:
             other = requirement.groups[j if group == i else i]
             name = other.singular + ("s" if other.count > 1 else "")
             if group == j:
-                relation = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation]
+                relation = OPPOSITE[relation]
             return f" {relation} the {name}"
     return ""
 

@@ -11,7 +11,20 @@ from typing import Sequence
 import numpy as np
 
 from .prompt import ADJECTIVES, NOUNS, RELATIONS, Group, Requirement, holds, sentence
-from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH, SHAPES, SIZE, UNSEEN_PAIRS, Obj, Scene, fits, snap
+from .scene import (
+    COLOURS,
+    MAX_RADIUS,
+    MIN_RADIUS,
+    REACH,
+    REACH_MOST,
+    SHAPES,
+    SIZE,
+    UNSEEN_PAIRS,
+    Obj,
+    Scene,
+    fits,
+    snap,
+)
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "compose")
 COLOUR_NAMES = tuple(COLOURS)
@@ -99,7 +112,7 @@ def place(shape: str, colour: str, others: Sequence[Obj], rng: np.random.Generat
         r = radius if radius is not None else _draw_radius(rng, objects)
         if radius is None and attempt > tries // 2:
             r = MIN_RADIUS + 0.5
-        edge = 1.18 * r + 0.5 if shape != "circle" else REACH["circle"] * r + 0.5
+        edge = (REACH["circle"] if shape == "circle" else REACH_MOST) * r + 0.5
         x, y = (snap(v) for v in rng.uniform(edge, SIZE - edge, size=2))
         obj = Obj(shape, colour, x, y, r)
         if fits(obj, others) and accept(obj):

@@ -36,6 +36,9 @@ MIN_RADIUS, MAX_RADIUS = 5.5, 10.5
 REACH = {"circle": 0.92, "square": 0.80, "triangle": 1.15, "star": 1.18}
 """Size of each outline over its nominal radius, chosen so that areas are alike: circle radius,
 half a square's side, circumradius of triangle and star."""
+BOUNDS = REACH | {"square": 1.132}
+"""Radius of each outline's bounding circle over its nominal radius."""
+REACH_MOST = max(BOUNDS.values())
 GAP = 2.0
 """Least empty space between the bounding circles of two objects, in pixels."""
 _SUPERSAMPLE = 8
@@ -56,7 +59,7 @@ class Obj:
     @property
     def reach(self) -> float:
         """Radius of the bounding circle in pixels."""
-        return self.r * (1.132 if self.shape == "square" else REACH.get(self.shape, 1.0))
+        return self.r * BOUNDS.get(self.shape, 1.0)
 
     @property
     def words(self) -> str:
