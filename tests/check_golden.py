@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reflect_core.presets.load import read_safetensors  # noqa: E402
+from reflect_core.model_files import read_safetensors  # noqa: E402
 from reflect_core.types import UserError  # noqa: E402
 
 BOUND = 2e-5

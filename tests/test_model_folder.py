@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reflect_core.generators.flux_corrector.folder import load_components
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
+from reflect_core.model_files import check_model_folder
 from reflect_core.presets import load
-from reflect_core.presets.load import check_model_folder, find_model, load_generator, preset_names, read_settings
+from reflect_core.presets.load import find_model, load_generator, preset_names, read_settings
 from reflect_core.shapes.tokenizer import split_words, write_word_tokenizer
 from reflect_core.types import UserError
 

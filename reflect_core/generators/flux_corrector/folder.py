@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...presets.load import check_model_folder, read_json
+from ...model_files import check_model_folder, read_json
 from ...types import UserError
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE

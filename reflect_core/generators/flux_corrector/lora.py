@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...presets.load import read_safetensors
+from ...model_files import read_safetensors
 from ...types import UserError
 from .lora_file import LORA_FILE, check_fit, find_lora, read_adapter_config, read_lora
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...presets.load import read_json
+from ...model_files import read_json
 from ...types import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
