@@ -1,29 +1,21 @@
-"""The fixed evaluation prompts of the shapes world, and the rule that keeps training away from them.
+"""The fixed evaluation prompts of the shapes world, which training never draws (`held_out.py`).
 
-A task with few meanings ('a circle', 'two stars') cannot hold a meaning back, so there a sentence is
-held out; for `color_attr` and `compose`, which have hundreds of meanings, every sentence of a
-held-out meaning is. Whether a prompt is held out follows from its hash. The prompts themselves lie in
-`evaluation.json`, so that scores stay comparable when the sampling changes.
+The prompts themselves lie in `evaluation.json`, so that scores stay comparable when the sampling changes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .prompt import Requirement, parse
+from .held_out import is_held_out as is_held_out
+from .prompt import Requirement
 from .sample import TASKS, sample_prompt, sample_requirement, sample_sentence
 from .scene import COLOURS, SHAPES, UNSEEN_PAIRS
 
-HELD_OUT_SHARE = 6
-"""One in this many sentences, or meanings, is held out. One in eight would leave `single_object`,
-which has 456 sentences, with fewer than sixty."""
-BY_MEANING = ("color_attr", "compose")
-"""Tasks whose prompts are held out by what they ask for; the others by their sentence."""
 UNSEEN_TASKS = ("colors", "color_attr", "compose")
 """Tasks that name colours, in which pairs that training never shows are asked for."""
 PROMPTS_A_TASK, UNSEEN_PROMPTS = 60, 60
@@ -42,16 +34,6 @@ class EvaluationPrompt:
     task: str
     prompt: str
     unseen: bool = False
-
-
-def is_held_out(task: str, prompt: str) -> bool:
-    """Whether training must never draw this prompt for this task.
-
-    Raises `UserError` for a prompt that is not of the grammar, when the task is held out by meaning.
-    """
-    key = parse(prompt).canonical() if task in BY_MEANING else " ".join(prompt.lower().split())
-    digest = hashlib.sha256(f"{task}\n{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 
 def names_unseen(requirement: Requirement) -> bool:
@@ -89,7 +71,7 @@ def make_evaluation_prompts(seed: int = SEED) -> tuple[EvaluationPrompt, ...]:
     return tuple(prompts.values())
 
 
-def as_json(prompts: tuple[EvaluationPrompt, ...]) -> str:
-    """The text of `evaluation.json`, one prompt a line."""
+def as_json(prompts: tuple[EvaluationPrompt, ...], seed: int = SEED) -> str:
+    """The text of `evaluation.json`, one prompt a line, for prompts that were drawn with `seed`."""
     lines = ",\n".join("  " + json.dumps(asdict(prompt)) for prompt in prompts)
-    return f'{{"seed": {SEED}, "prompts": [\n{lines}\n]}}\n'
+    return f'{{"seed": {seed}, "prompts": [\n{lines}\n]}}\n'

@@ -10,6 +10,7 @@ from typing import Sequence
 
 import numpy as np
 
+from .held_out import is_held_out
 from .prompt import ADJECTIVES, NOUNS, RELATIONS, Group, Requirement, holds, sentence
 from .scene import (
     COLOURS,
@@ -88,8 +89,6 @@ def sample_prompt(task: str, rng: np.random.Generator, held_out: bool = False,
                   pairs: Sequence[tuple[str, str]] = SEEN_PAIRS,
                   compose: Sequence[Sequence[int]] = COMPOSE_COUNTS) -> tuple[str, Requirement]:
     """A prompt that belongs to training, or (held_out) one that training never draws."""
-    from .evaluation import is_held_out
-
     while True:
         requirement = sample_requirement(task, rng, pairs, compose)
         text = sample_sentence(requirement, rng)
