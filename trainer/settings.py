@@ -137,6 +137,9 @@ class CorrectorModel:
     """Pixels of the picture that is drawn. 1024: published."""
     condition_size: int | None = None
     """Pixels to which the flawed picture is reduced. null: as `size`. 512: published."""
+    condition_offset: list[int] | None = None
+    """Shift of the flawed picture's position ids in (rows, columns) of tokens. null: its own width to the left, as
+    published. [0, 0]: on the picture itself, so that the frozen base sees what stands in the same place."""
     guidance: float = 1.0
     time_mean: float = 0.0
     """As for the base."""
@@ -151,6 +154,9 @@ class CorrectorModel:
     def __post_init__(self) -> None:
         _at_least(self, "model.", 1, "text_length", "rank", "size", "condition_size", "sample_steps")
         _share(self, "drop_reflection", "drop_image", "drop_text")
+        if self.condition_offset is not None and len(self.condition_offset) != 2:
+            raise UserError(f"model.condition_offset is {self.condition_offset}; expected two numbers, rows "
+                            "and columns")
         if self.weights not in ("fp32", "bf16"):
             raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
 

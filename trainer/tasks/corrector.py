@@ -63,8 +63,9 @@ class CorrectorTask:
 
         patch, device = vae_scale(self.parts["vae"]) * 2, config.device
         side, left = self.size // patch, self.condition_size // patch
+        self.offset = (0, -left) if self.m.condition_offset is None else tuple(self.m.condition_offset)
         self.ids = (grid_ids(side, side, device=device), torch.zeros(self.m.text_length, 3, device=device),
-                    grid_ids(left, left, (0, -left), device))
+                    grid_ids(left, left, self.offset, device))
         self.empty = self._t5_ids([""])
         black = np.zeros((1, self.condition_size, self.condition_size, 3), dtype=np.uint8)
         self.black = encode_pictures(self.parts["vae"], black)
@@ -182,8 +183,9 @@ class CorrectorTask:
 
     def generator(self) -> FluxCorrector:
         """The corrector as users run it, with the weights as they are now."""
-        options = CorrectorOptions(condition_size=self.condition_size, max_sequence_length=self.m.text_length,
-                                   posterior="mode", max_batch=max(1, at_once(self.size, self.size) // 2))
+        options = CorrectorOptions(condition_size=self.condition_size, condition_offset=self.offset,
+                                   max_sequence_length=self.m.text_length, posterior="mode",
+                                   max_batch=max(1, at_once(self.size, self.size) // 2))
         return FluxCorrector(**self.parts, lora=self.lora, options=options)
 
     def correct(self, triplets: list[Triplet]) -> list[np.ndarray]:
