@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import torch
 import yaml
 from command import Result
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from reflect_core.shapes.scene import BACKGROUND
 from trainer.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +28,12 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
     """Configs of a whole chain whose runs lie in `folder`, by task."""
     base, text = str(folder / "base" / "result"), {"text_length": 24}
     return {
-        # Long enough for pictures with nothing in them, to which the harvest can add what is asked for.
-        "vae": {**_RUN, "seed": 1, "steps": 80, "lr": 1.0e-2, "save_every": 40, "sample_every": 80,
-                "model": {"channels": [8, 8, 8]}, "data": {"pictures": 32}},
+        "vae": {**_RUN, "seed": 1, "model": {"channels": [8, 8, 8]}, "data": {"pictures": 32}},
         "base": {**_RUN, "seed": 2, "optimizer": "muon", "data": {"bank": 24, "sample_prompts": 1}, "model": {
             "vae": str(folder / "vae" / "result"), **text, "heads": 2, "head_dim": 16, "single_blocks": 1,
             "text_width": 32, "text_layers": 1, "distil": 0.5}},
         "harvest": {"seed": 3, "batch": 4, "steps": 3, "precision": "fp32", "log_every": 1,
-                    "model": {"base": base, **text, "sample_steps": 2}},
+                    "model": {"base": str(folder / "blank"), **text, "sample_steps": 2}},
         "corrector": {**_RUN, "seed": 4, "optimizer": "muon",
                       "model": {"base": base, **text, "rank": 4, "sample_steps": 2},
                       "data": {"sample_prompts": 2, "sources": [
@@ -43,6 +43,17 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
                    "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},
                             "options": {"condition_size": 64, "max_sequence_length": 24, "posterior": "mode"}}},
     }
+
+
+def blank_model(model: Path, folder: Path) -> None:
+    """A copy of a model that draws the empty background, whatever it is asked: the harvest can add what is missing,
+    on any machine. What an untrained one draws differs between processors and may be nothing but blots."""
+    shutil.copytree(model, folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.weight"].zero_()
+    weights["decoder.conv_out.bias"][:] = torch.tensor(BACKGROUND) / 127.5 - 1
+    save_file(weights, file, {"format": "pt"})
 
 
 def write_config(folder: Path, task: str, **changes) -> Path:
