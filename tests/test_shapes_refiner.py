@@ -36,5 +36,7 @@ def test_refiner_repeats_itself_and_varies_with_picture_seed_and_present_sentenc
     assert first != ShapesRefiner(1).refine(prompt, first, pictures, nothing, nothing)
     assert len(set(first)) > 6
     assert any("right of" in text for text in first) and any("left of" in text for text in first)
+    with pytest.raises(ValueError, match="12 sentences for 1 pictures"):
+        ShapesRefiner().refine(prompt, currents, pictures[:1], nothing, nothing)
     with pytest.raises(UserError):
         ShapesRefiner().refine("a hexagon", ["a hexagon"], pictures[:1], [None], [""])

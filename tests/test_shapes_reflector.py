@@ -59,6 +59,11 @@ def test_blobs_are_named_and_the_limit_kept():
         ShapesReflector(0)
 
 
+def test_each_picture_needs_a_verdict():
+    with pytest.raises(ValueError, match="1 verdicts on 2 pictures"):
+        ShapesReflector().reflect("a star", [render(())] * 2, ShapesVerifier().judge("a star", [render(())]))
+
+
 def test_reflections_follow_what_an_erring_judge_believes():
     contrary = FlippingVerifier(ShapesVerifier(), 1.0)
     # The circle is overlooked and something else imagined: the reflector asks for what is there.

@@ -86,3 +86,21 @@ def test_pictures_are_of_the_scene():
     picture = render_array((Obj("square", "black", 20, 40, 8),))
     assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
     assert tuple(picture[40, 20]) == (28, 28, 32) and tuple(picture[20, 40]) == (240, 240, 236)
+
+
+@pytest.mark.parametrize("obj, said", [
+    (Obj("blob", "red", 32, 32, 8), "red blob; expected one of circle"),
+    (Obj("circle", "pink", 32, 32, 8), "pink circle; expected one of circle"),
+    (Obj("circle", "red", -40, 32, 8), "expected x and y from 0 to 64"),
+    (Obj("star", "red", 32, 90, 8), "expected x and y from 0 to 64"),
+    (Obj("star", "red", 32, 32, 20), "r from 5.5 to 10.5"),
+    (Obj("star", "red", 32, 32, 0), "r from 5.5 to 10.5"),
+    (Obj("star", "red", float("nan"), 32, 8), "expected x and y"),
+])
+def test_what_cannot_be_drawn_is_refused_in_words(obj, said):
+    with pytest.raises(ValueError, match=said):
+        render_array((obj,))
+
+
+def test_objects_may_cross_the_edge():
+    assert (render_array((Obj("circle", "red", -2, 32, 8),))[32, :4] == (214, 36, 44)).all()

@@ -12,7 +12,7 @@ from reflect_core.shapes.checks import check_objects, listing
 from reflect_core.shapes.prompt import RELATIONS, Group, Requirement, holds, parse
 from reflect_core.shapes.sample import TASKS, place, sample_prompt, sample_requirement, sample_scene
 from reflect_core.shapes.scene import COLOURS, SHAPES, Obj, render
-from reflect_core.types import UserError
+from reflect_core.types import UserError, Verdict
 from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
 from reflect_core.verifiers.flipping import believe
 from reflect_core.verifiers.shapes import seen
@@ -203,6 +203,17 @@ def test_what_is_believed_gives_the_told_outcomes(task, seed):
     for group in requirement.groups:
         assert sum(c.passed for c in believed[at : at + group.count]) == sum(told[at : at + group.count])
         at += group.count
+
+
+class JudgeOfAnotherKind:
+    def judge(self, prompt, pictures):
+        return [Verdict(0.5, False, (), "", {}) for _ in pictures]
+
+
+def test_a_judge_whose_checks_are_others_is_refused():
+    for probability in (0.0, 1.0):
+        with pytest.raises(ValueError, match="JudgeOfAnotherKind; expected 2"):
+            FlippingVerifier(JudgeOfAnotherKind(), probability).judge("a circle", [render((RED_CIRCLE,))])
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1])

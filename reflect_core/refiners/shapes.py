@@ -28,7 +28,10 @@ class ShapesRefiner:
 
     def refine(self, prompt: str, currents: Sequence[str], pictures: Sequence[Picture],
                verdicts: Sequence[Verdict], reflections: Sequence[str]) -> list[str]:
-        """The next sentence for each branch. Raises `UserError` for a prompt that is not of the grammar."""
+        """The next sentence for each branch. Raises `UserError` for a prompt that is not of the grammar,
+        ValueError for another number of sentences than of pictures."""
+        if len(currents) != len(pictures):
+            raise ValueError(f"got {len(currents)} sentences for {len(pictures)} pictures; expected one for each")
         requirement = parse(prompt)
         return [self._another(requirement, prompt, current, picture) for current, picture in zip(currents, pictures)]
 

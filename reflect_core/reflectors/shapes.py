@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from ..shapes.prompt import parse
 from ..shapes.repair import plan, words
@@ -23,12 +22,14 @@ class ShapesReflector:
         if limit < 1:
             raise ValueError(f"got limit {limit!r}; expected at least 1 change in a reflection")
         self.limit = limit
-        self._parse = lru_cache(maxsize=256)(parse)
 
     def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
         """A reflection for each verdict, e.g. 'change the blue circle to red, add a star'.
 
-        Raises `UserError` for a prompt that is not of the grammar, ValueError for foreign verdicts.
+        Raises `UserError` for a prompt that is not of the grammar, ValueError for foreign verdicts or another
+        number of them than of pictures.
         """
-        requirement = self._parse(prompt)
+        if len(pictures) != len(verdicts):
+            raise ValueError(f"got {len(verdicts)} verdicts on {len(pictures)} pictures; expected one for each")
+        requirement = parse(prompt)
         return [words(plan(seen(verdict), requirement), requirement, self.limit) for verdict in verdicts]

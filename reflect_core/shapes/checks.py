@@ -31,6 +31,7 @@ class Findings:
 
     @property
     def accepted(self) -> bool:
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from .scene import _HALF, GRID, REACH, SHAPES, SIZE, _template
+from .scene import GRID, HALF, REACH, SHAPES, SIZE, template
 
 SIGMAS = (0.0, 0.6, 1.0, 1.5)
 """Softness of the edges, in pixels, with which outlines are compared."""
@@ -26,7 +26,7 @@ CLIMBS = 6
 """Most steps of the local search, each of a quarter or half a pixel."""
 _STEPS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (0, 0, 2), (0, 0, -2))
 _MIN_QR, _MAX_QR = round(4.0 / GRID), round(11.75 / GRID)
-_PAD = 2 * _HALF
+_PAD = 2 * HALF
 AREA = {
     "circle": np.pi * REACH["circle"] ** 2,
     "square": 4 * REACH["square"] ** 2,
@@ -112,8 +112,8 @@ def _climb(mask: _Mask, overlap: float, qx: int, qy: int, qr: int, shape: str) -
 
 
 def _overlap(mask: _Mask, shape: str, qx: int, qy: int, qr: int) -> float:
-    top, left = qy // 4 - _HALF + _PAD, qx // 4 - _HALF + _PAD
-    window = np.s_[top : top + 2 * _HALF, left : left + 2 * _HALF]
+    top, left = qy // 4 - HALF + _PAD, qx // 4 - HALF + _PAD
+    window = np.s_[top : top + 2 * HALF, left : left + 2 * HALF]
     outlines, areas = _outlines(shape, qr, qx % 4, qy % 4)
     if mask.seen is not None:
         outlines = outlines * mask.seen[window]
@@ -129,7 +129,7 @@ def _overlap(mask: _Mask, shape: str, qx: int, qy: int, qr: int) -> float:
 @lru_cache(maxsize=8192)
 def _outlines(shape: str, quarter_r: int, quarter_dx: int, quarter_dy: int) -> tuple[np.ndarray, np.ndarray]:
     """An outline at each softness of SIGMAS, stretched, as (len(SIGMAS), 28, 28), and their areas."""
-    sharp = _template(shape, quarter_r, quarter_dx, quarter_dy).astype(np.float32)
+    sharp = template(shape, quarter_r, quarter_dx, quarter_dy).astype(np.float32)
     out = np.stack([stretch(ndimage.gaussian_filter(sharp, s) if s else sharp) for s in SIGMAS])
     out.setflags(write=False)
     return out, out.sum(axis=(1, 2))

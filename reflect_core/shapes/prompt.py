@@ -19,21 +19,26 @@ from .scene import COLOURS, SHAPES
 
 COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+_INSTEAD = {str(count): NUMBERS[count] for count in range(1, 7)} | {"the": "a"}
+"""What to write for words that come to mind first."""
 PLURALS = {shape + "s": shape for shape in SHAPES}
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 ADJECTIVES = ("simple", "clean", "plain", "nice", "small", "flat")
 NOUNS = ("picture", "drawing", "image", "photo")
 MAX_OBJECTS = 6
+"""What a sentence may ask for. Training draws at most five objects, of one colour and shape at most three
+(four where the colour is left open), so that larger requests are read but seldom drawn right."""
+MOST_TRAINED = 5
 RELATION_MARGIN = 2.0
 """Centres must differ by more than this many pixels for a relation to hold."""
 
 WORDS = frozenset([*COUNTS, *COLOURS, *SHAPES, *PLURALS, *ADJECTIVES, *NOUNS,
                    "left", "right", "of", "above", "below", "to", "the", "and", ","])
 CAN_DRAW = (
-    f"I can draw {', '.join(PLURALS)} in {', '.join(COLOURS)}, up to {MAX_OBJECTS} of them, joined by "
-    "'and', with 'left of', 'right of', 'above' or 'below'; for example: "
-    "'two red circles left of a blue star'"
+    f"I can draw {', '.join(PLURALS)} in {', '.join(COLOURS)}, up to {MAX_OBJECTS} of them (the bundled "
+    f"model has learned up to {MOST_TRAINED}), joined by 'and', with 'left of', 'right of', 'above' or 'below'; "
+    "for example: 'two red circles left of a blue star'"
 )
 
 
@@ -46,13 +51,16 @@ class Group:
     shape: str
 
     def takes(self, obj) -> bool:
+        """Whether an object (`scene.Obj`) is one of the group's: its shape, and its colour if it has one."""
         return obj.shape == self.shape and self.colour in (None, obj.colour)
 
     @property
     def singular(self) -> str:
+        """One of them in words, e.g. 'red circle'."""
         return f"{self.colour} {self.shape}" if self.colour else self.shape
 
     def phrase(self, count_word: str | None = None) -> str:
+        """All of them in words, e.g. 'two red circles', with `count_word` for the number where it is given."""
         word = count_word or (article(self.singular) if self.count == 1 else NUMBERS[self.count])
         return f"{word} {self.singular}{'s' if self.count > 1 else ''}"
 
@@ -67,6 +75,7 @@ class Requirement:
 
     @property
     def objects(self) -> int:
+        """How many objects the picture must show."""
         return sum(group.count for group in self.groups)
 
     def canonical(self) -> str:
@@ -81,6 +90,7 @@ class Requirement:
 
 
 def article(words: str) -> str:
+    """'a' or 'an', whichever goes before the words."""
     return "an" if words[0] in "aeiou" else "a"
 
 
@@ -110,6 +120,10 @@ def parse(prompt: str) -> Requirement:
     return _Parser(prompt).parse()
 
 
+def _hint(word: str) -> str:
+    return f" (write {_INSTEAD[word]!r})" if word in _INSTEAD else ""
+
+
 class _Parser:
     def __init__(self, prompt: str) -> None:
         if not isinstance(prompt, str) or not prompt.strip():
@@ -119,14 +133,15 @@ class _Parser:
         self.at = 0
         for word in self.words:
             if word not in WORDS:
-                raise UserError(f"the prompt {prompt!r} has a word that I do not know: {word!r}. {CAN_DRAW}")
+                raise UserError(f"the prompt {prompt!r} has a word that I do not know: {word!r}{_hint(word)}. "
+                                f"{CAN_DRAW}")
 
     def peek(self, offset: int = 0) -> str:
         index = self.at + offset
         return self.words[index] if index < len(self.words) else ""
 
     def wrong(self, expected: str) -> UserError:
-        found = f"found {self.peek()!r}" if self.peek() else "the prompt ended"
+        found = f"found {self.peek()!r}{_hint(self.peek())}" if self.peek() else "the prompt ended"
         place = f" after {' '.join(self.words[: self.at])!r}" if self.at else ""
         return UserError(f"cannot read the prompt {self.prompt!r}: expected {expected}{place}, {found}. {CAN_DRAW}")
 
@@ -143,7 +158,8 @@ class _Parser:
             if not self.peek():
                 break
             if self.peek() not in (",", "and"):
-                raise self.wrong("'and', ',' or a relation")
+                # A relation cannot follow one: 'a left of b left of c' leaves open what c is left of.
+                raise self.wrong("'and' or ','" if relation else "'and', ',' or a relation")
             self.at += 2 if self.peek() == "," and self.peek(1) == "and" else 1
         self._check(groups)
         return Requirement(tuple(groups), tuple(relations))
@@ -196,4 +212,4 @@ class _Parser:
                 if a.shape == b.shape and (a.colour == b.colour or None in (a.colour, b.colour)):
                     raise UserError(
                         f"the prompt {self.prompt!r} names {b.phrase()!r} and {a.phrase()!r}, which one object "
-                        "could both be. Say the number once, or give each its own colour")
+                        f"could both be. Say the number once, or give each its own colour. {CAN_DRAW}")

@@ -42,8 +42,8 @@ REACH_MOST = max(BOUNDS.values())
 GAP = 2.0
 """Least empty space between the bounding circles of two objects, in pixels."""
 _SUPERSAMPLE = 8
-_HALF = 14
-"""Half the side of a template in pixels; the largest outline reaches 12.4."""
+HALF = 14
+"""Half the side of a template in pixels; the largest outline of a scene reaches 12.4."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Obj:
 
     @property
     def words(self) -> str:
+        """What it is, e.g. 'red circle'."""
         return f"{self.colour} {self.shape}"
 
 
@@ -92,46 +93,46 @@ def _inside(px: np.ndarray, py: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8192)
-def _template(shape: str, quarter_r: int, quarter_dx: int, quarter_dy: int) -> np.ndarray:
+def template(shape: str, quarter_r: int, quarter_dx: int, quarter_dy: int) -> np.ndarray:
     """Coverage in [0, 1] of an outline, as (28, 28), its centre shifted by quarters of a pixel."""
     r, dx, dy = quarter_r * GRID, quarter_dx * GRID, quarter_dy * GRID
-    n = 2 * _HALF * _SUPERSAMPLE
-    axis = (np.arange(n) + 0.5) / _SUPERSAMPLE - _HALF
+    n = 2 * HALF * _SUPERSAMPLE
+    axis = (np.arange(n) + 0.5) / _SUPERSAMPLE - HALF
     px, py = np.meshgrid(axis - dx, axis - dy)
     if shape == "circle":
         mask = px**2 + py**2 <= (REACH["circle"] * r) ** 2
     else:
         mask = _inside(px, py, _polygon(shape, r))
-    coverage = mask.reshape(2 * _HALF, _SUPERSAMPLE, 2 * _HALF, _SUPERSAMPLE).mean(axis=(1, 3))
+    coverage = mask.reshape(2 * HALF, _SUPERSAMPLE, 2 * HALF, _SUPERSAMPLE).mean(axis=(1, 3))
     coverage.setflags(write=False)
     return coverage
 
 
-def coverage(obj: Obj) -> np.ndarray:
-    """How much of each pixel the object covers, as (64, 64) in [0, 1]."""
-    qx, qy, qr = (round(v / GRID) for v in (obj.x, obj.y, obj.r))
-    ix, iy = qx // 4, qy // 4
-    tile = _template(obj.shape, qr, qx % 4, qy % 4)
-    out = np.zeros((SIZE + 4 * _HALF, SIZE + 4 * _HALF))
-    # Beyond the canvas by more than a template there is nothing to see; the margin absorbs it.
-    top, left = iy + _HALF, ix + _HALF
-    if 0 <= top <= out.shape[0] - 2 * _HALF and 0 <= left <= out.shape[1] - 2 * _HALF:
-        out[top : top + 2 * _HALF, left : left + 2 * _HALF] = tile
-    return out[2 * _HALF : -2 * _HALF, 2 * _HALF : -2 * _HALF]
-
-
 def render_array(scene: Sequence[Obj]) -> np.ndarray:
-    """The scene's picture as (64, 64, 3) uint8."""
-    canvas = np.empty((SIZE + 4 * _HALF, SIZE + 4 * _HALF, 3), dtype=np.float32)
+    """The scene's picture as (64, 64, 3) uint8.
+
+    Raises ValueError for an object that cannot be drawn: of no known shape or colour, too large, or with
+    its centre far from the canvas. Objects may cross the edge and hide others before them.
+    """
+    canvas = np.empty((SIZE + 4 * HALF, SIZE + 4 * HALF, 3), dtype=np.float32)
     canvas[:] = BACKGROUND
     for obj in scene:
+        _check(obj)
         qx, qy, qr = (round(v / GRID) for v in (obj.x, obj.y, obj.r))
-        top, left = qy // 4 + _HALF, qx // 4 + _HALF
-        alpha = _template(obj.shape, qr, qx % 4, qy % 4)[..., None]
-        window = canvas[top : top + 2 * _HALF, left : left + 2 * _HALF]
+        top, left = qy // 4 + HALF, qx // 4 + HALF
+        alpha = template(obj.shape, qr, qx % 4, qy % 4)[..., None]
+        window = canvas[top : top + 2 * HALF, left : left + 2 * HALF]
         window += alpha * (np.asarray(COLOURS[obj.colour], dtype=np.float32) - window)
-    inner = canvas[2 * _HALF : -2 * _HALF, 2 * _HALF : -2 * _HALF]
+    inner = canvas[2 * HALF : -2 * HALF, 2 * HALF : -2 * HALF]
     return np.rint(inner).astype(np.uint8)
+
+
+def _check(obj: Obj) -> None:
+    if obj.shape not in SHAPES or obj.colour not in COLOURS:
+        raise ValueError(f"cannot draw a {obj.words}; expected one of {', '.join(SHAPES)} in {', '.join(COLOURS)}")
+    if not (0 < obj.reach <= HALF and all(-HALF <= v <= SIZE + HALF for v in (obj.x, obj.y))):
+        raise ValueError(f"cannot draw a {obj.words} at ({obj.x}, {obj.y}) with r {obj.r}; expected x and y from 0 to "
+                         f"{SIZE} and r from {MIN_RADIUS} to {MAX_RADIUS}, all in pixels")
 
 
 def render(scene: Sequence[Obj]) -> Image.Image:

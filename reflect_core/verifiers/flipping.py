@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
 
 from ..shapes.checks import assign, check_objects, reason
 from ..shapes.prompt import RELATION_MARGIN, Requirement, parse
@@ -24,7 +23,7 @@ _IMAGINED_RADIUS = 7.0
 
 
 class FlippingVerifier:
-    """Wraps `ShapesVerifier` and turns each check over with `probability`.
+    """Wraps a judge that makes the checks of `check_objects`, and turns each over with `probability`.
 
     The same picture and prompt always get the same errors: they depend on the seed, the pixels, the
     prompt and the number of the check, not on the order of calls.
@@ -34,13 +33,18 @@ class FlippingVerifier:
         if not 0.0 <= probability <= 1.0:
             raise ValueError(f"got probability {probability!r}; expected a number from 0 to 1")
         self.inner, self.probability, self.seed = inner, probability, seed
-        self._parse = lru_cache(maxsize=256)(parse)
 
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
-        """As `ShapesVerifier.judge`, with errors."""
-        requirement = self._parse(prompt)
+        """As `ShapesVerifier.judge`, with errors. Raises ValueError for an inner judge with other checks."""
+        requirement = parse(prompt)
         verdicts = self.inner.judge(prompt, pictures)
-        return [self._flipped(prompt, requirement, picture, verdict) for picture, verdict in zip(pictures, verdicts)]
+        expected = requirement.objects + len(requirement.relations) + 1
+        for verdict in verdicts:
+            if len(verdict.checks) != expected:
+                raise ValueError(f"got a verdict with {len(verdict.checks)} checks from {type(self.inner).__name__}; "
+                                 f"expected {expected} for {prompt!r}: wrap ShapesVerifier")
+        return [self._flipped(prompt, requirement, picture, verdict)
+                for picture, verdict in zip(pictures, verdicts, strict=True)]
 
     def _flipped(self, prompt: str, requirement: Requirement, picture: Picture, verdict: Verdict) -> Verdict:
         pixels = hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()

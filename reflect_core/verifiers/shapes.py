@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 
 from ..shapes.checks import check_objects, reason
 from ..shapes.detector import detect
@@ -20,15 +19,12 @@ class ShapesVerifier:
     `details["objects"]` lists what was seen: shape, colour, and x, y, r in pixels (`seen` reads it).
     """
 
-    def __init__(self) -> None:
-        self._parse = lru_cache(maxsize=256)(parse)
-
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
         """A verdict for each picture.
 
         Raises `UserError` for a prompt that is not of the grammar, ValueError for another size of picture.
         """
-        requirement = self._parse(prompt)
+        requirement = parse(prompt)
         verdicts = []
         for picture in pictures:
             objects = detect(picture)
