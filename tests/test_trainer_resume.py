@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import contents
-from tiny_training import ENVIRONMENT, command, inside, start, tensors, write_config
+from tiny_training import blank_model, ENVIRONMENT, command, inside, start, tensors, write_config
 from torch import nn
 
 from reflect_core.search.lock import RecordLock
@@ -372,7 +372,7 @@ def test_sigkill_base(vae, tmp_path):
 
 @pytest.fixture(scope="module")
 def base(vae, tmp_path_factory):
-    """A model folder that draws, untrained."""
+    """A model folder that draws nothing, so that there is something to add to every picture."""
     folder = tmp_path_factory.mktemp("base")
     file = write_config(folder, "base", steps=1, sample_every=1, model={
         "vae": str(vae / "result"), "text_length": 24, "heads": 2, "head_dim": 16, "single_blocks": 1,
@@ -380,7 +380,8 @@ def base(vae, tmp_path_factory):
     process = start("--config", file, output=folder / "output")
     process.join()
     assert process.exitcode == 0, read(folder / "output")
-    return folder / "base" / "result"
+    blank_model(folder / "base" / "result", folder / "blank")
+    return folder / "blank"
 
 
 def test_sigkill_harvest(base, tmp_path):
