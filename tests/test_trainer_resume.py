@@ -437,18 +437,19 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
     lock.release()
 
 
-def test_sigint_to_the_command(vae, tmp_path):
-    """As a user presses Ctrl+C: saved, exit code 130, no traceback, and the same command goes on."""
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_command(number, code, vae, tmp_path):
+    """As a user presses Ctrl+C or a scheduler ends a job: saved, no traceback, and the same command goes on."""
     file = write_config(tmp_path, "vae", steps=30, save_every=1000, log_every=1)
     process = subprocess.Popen(command("--config", file), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     for line in process.stdout:
         if line.startswith("step 5/30"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in err, err
+    assert process.returncode == code and "Traceback" not in err, err
     assert "interrupted: saved at step" in out and "the same command goes on from here" in out
     again = start("--config", file, output=tmp_path / "output")
     again.join()

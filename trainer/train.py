@@ -1,8 +1,9 @@
 """Train a part of a reflective model: `python trainer/train.py --config trainer/configs/NAME.yaml`.
 
-The same command goes on after an interruption. Ctrl+C saves first.
+The same command goes on after an interruption. Ctrl+C and SIGTERM save first.
 
-exit codes: 0 done, 2 something is wrong with what was given (one line on stderr says what), 130 interrupted.
+exit codes: 0 done, 2 something is wrong with what was given or with the machine (one line on stderr says what),
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if str(ROOT) not in sys.path:  # run as a script from a clone that is not instal
 from reflect_core.search.lock import RecordLock  # noqa: E402
 from reflect_core.types import UserError  # noqa: E402
 from trainer.config import TrainConfig, load_config  # noqa: E402
+from trainer.interrupt import Terminated, terminable  # noqa: E402
+from trainer.trouble import explained  # noqa: E402
 
 Report = Callable[[str], None]
 
@@ -103,7 +106,8 @@ def run(config: TrainConfig, config_file: str, report: Report) -> Path:
         torch.manual_seed(config.seed)
         provenance = {"config": config.to_json(), "config_file": Path(config_file).name, "seed": config.seed,
                       "commit": commit(), "torch": torch.__version__}
-        return run_task(config, provenance, report)
+        with terminable():
+            return run_task(config, provenance, report)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,12 +119,18 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         config = load_config(args.config, args.set)
         result = run(config, args.config, report=lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = explained(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     print(f"done: {result}")
     return 0
 
