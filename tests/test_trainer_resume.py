@@ -1,6 +1,7 @@
 """A run that was cut, at whatever moment, ends with the very bits of one that was not."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from command import contents
-from tiny_training import blank_model, ENVIRONMENT, command, inside, start, tensors, write_config
+from safetensors.torch import load_file
+from tiny_training import ENVIRONMENT, blank_model, command, inside, start, tensors, write_config
 from torch import nn
 
 from reflect_core.search.lock import RecordLock
 from reflect_core.types import UserError
 from trainer import checkpoint, loop
 from trainer.config import TrainConfig
+from trainer.folder import checkpoints
 from trainer.interrupt import held
 
 
@@ -171,6 +174,32 @@ def test_cut_again_and_again(tmp_path):
     assert 1 < cuts < 60 and result(out) == result(tmp_path / "whole")
 
 
+def test_a_kill_between_figures_and_their_sheet_logs_them_once(tmp_path, monkeypatch):
+    """At a step that is on disk already, so that the run goes on from behind the figures."""
+    go(settings(tmp_path / "whole"))
+    replace = os.replace
+
+    def killing(source, target):
+        if Path(target).name == "0000012.png":
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", killing)
+        go(settings(tmp_path / "cut"))
+    figures = read(tmp_path / "cut" / "log.jsonl").splitlines()[-1]
+    assert '"weight"' in figures and json.loads(figures)["step"] == 12
+    go(settings(tmp_path / "cut"))
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+
+
+def test_figures_are_kept_where_older_sheets_were_thrown_away(half_way, tmp_path):
+    go(settings(tmp_path / "whole"))
+    (half_way / "samples" / "0000004.png").unlink()
+    go(settings(half_way))
+    assert result(half_way)[3] == result(tmp_path / "whole")[3]
+
+
 def test_accumulated_steps_resume_too(tmp_path):
     go(settings(tmp_path / "whole", accumulate=3))
     with pytest.raises(KeyboardInterrupt):
@@ -207,7 +236,7 @@ def half_way(tmp_path):
     """A run that was interrupted at step 7, with checkpoints of steps 6 and 7."""
     with pytest.raises(KeyboardInterrupt):
         go(settings(tmp_path / "run"), nth("loss", 8, press))
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["step-6.safetensors", "step-7.safetensors"]
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-6.safetensors", "step-7.safetensors"]
     return tmp_path / "run"
 
 
@@ -244,7 +273,7 @@ def test_changed_settings_are_refused(half_way, changes, said):
 
 def test_settings_that_may_change(half_way):
     go(settings(half_way, steps=14, save_every=5, sample_every=7, log_every=2, keep=1, compile=True))
-    assert [p.name for p in checkpoint.checkpoints(half_way)] == ["step-14.safetensors"]
+    assert [p.name for p in checkpoints(half_way)] == ["step-14.safetensors"]
 
 
 def test_other_data_or_another_model_is_refused(half_way):
@@ -290,8 +319,36 @@ def test_a_loss_that_is_no_number_ends_the_run_and_harms_nothing(half_way):
         def loss(self, step, generator):
             return super().loss(step, generator) * float("nan" if step == 9 else "1")
 
-    with pytest.raises(UserError, match="became nan at step 9; try a lower lr than 0.001. The checkpoint of step 9"):
+    with pytest.raises(UserError, match="the loss became nan at step 9; .* try a lower lr than 0.001, .* The "
+                                        "checkpoint of step 9 is whole"):
         loop.train(settings(half_way), Broken(), {"commit": "c1"})
+
+
+class Infinite(torch.autograd.Function):
+    """A loss that looks well and whose gradient does not: as bf16 makes them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan")
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path):
+    """Not even where the next thing to be done is to save them."""
+    class Broken(Line):
+        def loss(self, step, generator):
+            loss = super().loss(step, generator)
+            return Infinite.apply(loss) if step == 5 else loss
+
+    with pytest.raises(UserError, match="the gradient's norm became nan at step 5; .* The checkpoint of step 3 is"):
+        loop.train(settings(tmp_path), Broken(), {"commit": "c1"})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-3.safetensors"]
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "step-3.safetensors").values())
+    with pytest.raises(UserError, match="became nan at step 5; .* There is no checkpoint yet"):
+        loop.train(settings(tmp_path / "other", save_every=100), Broken(), {"commit": "c1"})
 
 
 def test_a_disk_that_is_full(half_way, monkeypatch):
@@ -426,7 +483,7 @@ def test_harvest_leaves_a_folder_of_ones_own_alone(base, tmp_path, capsys):
     file = write_config(tmp_path, "harvest", model={"base": str(base), "text_length": 24})
     (tmp_path / "harvest").mkdir()
     (tmp_path / "harvest" / "triplets.jsonl").write_text("mine")
-    assert "has a triplets.jsonl that no harvest made" in inside(capsys, "--config", file).error
+    assert "holds triplets.jsonl, which no run of this trainer made" in inside(capsys, "--config", file).error
     assert (tmp_path / "harvest" / "triplets.jsonl").read_text() == "mine"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from torch import Tensor
 from reflect_core.types import UserError
 
 from .config import TrainConfig, same_settings
+from .folder import checkpoints
 
-_NAME = re.compile(r"step-(\d+)\.safetensors")
 FREE = {"name", "out", "steps", "save_every", "sample_every", "log_every", "keep", "compile", "device"}
 """Settings that may change between an interruption and the resumption."""
 AFRESH = "delete it to go on from the one before, or choose another `out` to start anew"
@@ -33,12 +32,6 @@ class Origin:
     step: int
     commits: tuple[str, ...]
     """Of the code that trained it, oldest first; more than one if a run was resumed with another."""
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first, by number (not by the name's spelling)."""
-    found = [(int(m[1]), p) for p in out.glob("step-*.safetensors") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
 
 
 def save_checkpoint(out: Path, origin: Origin, config: TrainConfig, data: Any, optimizers, averages) -> None:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from reflect_core.types import UserError
 
-from .checkpoint import Origin, checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import Origin, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .folder import checkpoints, claim, tidy
 from .interrupt import held
 from .optimizers import Averages, Optimizers
+from .tasks.common import attention
 
 Report = Callable[[str], None]
 
@@ -62,17 +64,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def train(config: TrainConfig, task: Task, provenance: dict, report: Report = lambda line: None) -> Path:
     """Train, or go on where the last checkpoint ended. Returns the folder with the result.
 
-    Ctrl+C saves a checkpoint before it leaves.
+    Ctrl+C saves a checkpoint before it leaves. Nothing is deleted before the folder is known to be a run's.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob("*.partial"):  # of a process that was killed while it wrote
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    claim(out, config.task)
     run = _Run(config, task, provenance["commit"], report)
     found = checkpoints(out)
     if found:
         run.resume(found[-1])
-    _forget_after(out, run.done if found else -1)
+    tidy(out, run.done if found else -1)
     parameters = sum(p.numel() for p in run.optimizers.named.values())
     report(f"{parameters / 1e6:.2f} M parameters, {config.steps - run.done} steps to go")
     run.go()
@@ -129,14 +130,17 @@ class _Run:
         """Put one step's gradients in place; returns its loss and the gradient's norm before clipping."""
         config, value = self.config, 0.0
         for part in range(config.accumulate):
-            loss = self.task.loss(self.done, step_generator(config.seed, self.done, part)) / config.accumulate
-            loss.backward()
+            with attention(config):  # for the backward pass too: checkpointing computes blocks again in it
+                loss = self.task.loss(self.done, step_generator(config.seed, self.done, part)) / config.accumulate
+                loss.backward()
             value += float(loss.detach())
-        if not math.isfinite(value):
-            raise UserError(f"the loss became {value} at step {self.done}; try a lower lr than {config.lr}. The "
-                            f"checkpoint of step {self.saved} is whole")
-        norm = nn.utils.clip_grad_norm_(self.optimizers.named.values(), config.clip or math.inf)
-        return value, float(norm)
+        norm = float(nn.utils.clip_grad_norm_(self.optimizers.named.values(), config.clip or math.inf))
+        for what, number in (("loss", value), ("gradient's norm", norm)):
+            if not math.isfinite(number):  # one step with it would spoil every weight
+                whole = f"The checkpoint of step {self.saved} is whole" if self.saved else "There is no checkpoint yet"
+                raise UserError(f"the {what} became {number} at step {self.done}; expected a finite number; try a "
+                                f"lower lr than {config.lr}, or precision: fp32. {whole}")
+        return value, norm
 
     def update(self) -> None:
         self.optimizers.step(learning_rate(self.config, self.done))
@@ -211,23 +215,3 @@ class _Progress:
 
     def restart_clock(self) -> None:
         self.began = time.monotonic()
-
-
-def _forget_after(out: Path, step: int) -> None:
-    """Take out what was logged and drawn behind the checkpoint: those steps are done again."""
-    for sheet in (out / "samples").glob("*.png"):
-        if not sheet.stem.isdigit() or int(sheet.stem) > step:
-            sheet.unlink()
-    file = out / "log.jsonl"
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    kept = [line + "\n" for line in lines if _step_of(line) <= step]
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, file)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # torn

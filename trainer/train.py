@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script from a clone that is not installed
     sys.path.insert(0, str(ROOT))
 
-from reflect_core.search.lock import RecordLock  # noqa: E402
 from reflect_core.types import UserError  # noqa: E402
 from trainer.config import TrainConfig, load_config  # noqa: E402
+from trainer.folder import check_writable, claim, locked  # noqa: E402
 from trainer.interrupt import Terminated, terminable  # noqa: E402
 from trainer.trouble import explained  # noqa: E402
 
@@ -57,31 +57,6 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     return train(config, task, provenance, report)
 
 
-def check_writable(out: Path) -> None:
-    """Make a folder if need be. Raises `UserError` if nothing can be written in it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}); expected a folder that can be made or written. "
-                        "Choose another `out`") from error
-
-
-@contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """A run's folder, kept from other processes. Raises `UserError` if another one has it."""
-    try:
-        lock = RecordLock(out)
-    except UserError as error:
-        raise UserError(f"another process trains in {out}; wait for it, end it, or choose another `out`") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def commit() -> str:
     """The commit that trains, with a mark if files differ from it; 'unknown' outside a clone."""
     try:
@@ -97,7 +72,9 @@ def run(config: TrainConfig, config_file: str, report: Report) -> Path:
     """Everything behind the checked config."""
     out, replaced = Path(config.out), config.task == "bundle"  # as a whole; a run goes on in its folder
     check_writable(out.parent if replaced else out)
-    with nullcontext() if replaced else owned(out):
+    with nullcontext() if replaced else locked(out):
+        if not replaced:
+            claim(out, config.task)
         import torch
 
         from trainer.tasks.common import check_device

@@ -5,9 +5,9 @@ from __future__ import annotations
 from reflect_core.types import UserError
 
 GOES_ON = "then the same command goes on from the last checkpoint"
-MEMORY = ("try a smaller `batch` with a larger `accumulate`, and for a corrector a smaller model.size or model.weights: "
-          "bf16 (these need another `out`, or none of its checkpoints), or model.checkpointing: true, with which a run "
-          "may go on")
+MEMORY = ("try a smaller `batch` with a larger `accumulate`, and for a corrector a smaller model.size or "
+          "model.weights: bf16 (these need another `out`, or none of its checkpoints), or model.checkpointing: true, "
+          "with which a run may go on")
 
 
 def explained(error: BaseException) -> str | None:

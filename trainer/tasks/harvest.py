@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
+from reflect_core.presets.load import read_json
 from reflect_core.shapes.detector import detect
 from reflect_core.shapes.repair import plan
 from reflect_core.shapes.sample import TASKS, sample_prompt
@@ -23,6 +24,7 @@ from reflect_core.types import Request, UserError
 
 from ..bank import fingerprint
 from ..config import TrainConfig, same_settings
+from ..folder import claim, write_whole
 from ..shapes import mend, task_weights
 from .common import autocast, read_provenance, write_provenance
 
@@ -34,6 +36,7 @@ FREE = {"name", "out", "steps", "log_every", "device"}
 def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None] = lambda line: None) -> Path:
     """Run `config.steps` batches of `config.batch` pictures; returns the folder with the triplets."""
     (model, _), out = config.sections(), Path(config.out)
+    claim(out, config.task)
     generator = FluxCorrector.from_folder(model.base, device=config.device, condition_size=SIDE,
                                           max_sequence_length=model.text_length, max_batch=config.batch)
     same_run(out, {"config": config.to_json(), "base": fingerprint(generator.transformer)})
@@ -62,18 +65,16 @@ def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None]
 def same_run(out: Path, settings: dict) -> None:
     """Keep the settings at the start; raises `UserError` if the folder holds something made with others."""
     file = out / "settings.json"
-    if file.exists():
-        was = json.loads(file.read_text(encoding="utf-8"))
-        same_settings(was["config"], json.loads(json.dumps(settings["config"])), FREE, str(file))
-        if was["base"] != settings["base"]:
-            raise UserError(f"the triplets in {out} are from another base than the one that is there now. Restore "
-                            "it, or choose another `out` to start anew")
-    elif (out / "triplets.jsonl").exists() and not (out / "progress.jsonl").exists():
-        raise UserError(f"{out} has a triplets.jsonl that no harvest made; choose another `out`")
-    else:
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, file)
+    if not file.exists():
+        write_whole(file, json.dumps(settings, indent=1) + "\n")
+        return
+    was = read_json(file, "")
+    if not {"config", "base"} <= set(was):
+        raise UserError(f"{file} is not what a harvest writes; expected its config and base. Choose another `out`")
+    same_settings(was["config"], json.loads(json.dumps(settings["config"])), FREE, str(file))
+    if was["base"] != settings["base"]:
+        raise UserError(f"the triplets in {out} are from another base than the one that is there now. Restore "
+                        "it, or choose another `out` to start anew")
 
 
 def resume(out: Path) -> list[dict[str, int]]:
@@ -92,9 +93,7 @@ def resume(out: Path) -> list[dict[str, int]]:
             break
         done.append(entry)
     if progress.exists():
-        partial = progress.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in done))
-        partial.replace(progress)
+        write_whole(progress, "".join(json.dumps(entry) + "\n" for entry in done))
     if triplets.exists():
         os.truncate(triplets, done[-1]["bytes"] if done else 0)
     return done
