@@ -17,7 +17,7 @@ from torch.utils import _pytree
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request, UserError
 from trainer.config import load_config
-from trainer.loop import step_generator
+from trainer.loop import _Run, step_generator
 from trainer.pictures import save_sheet
 from trainer.settings import CorrectorData
 from trainer.shapes import correction_figures, corrupted_triplets
@@ -141,6 +141,24 @@ def test_a_large_base_is_kept_small(model, pictures, tmp_path, capsys):
     assert inside(capsys, "--config", file, "--set", "model.weights=bf16", "--set", "accumulate=2").code == 0
     provenance = json.loads((tmp_path / "corrector" / "result" / "provenance.json").read_text())
     assert provenance["samples"] == 6 * 4 * 2 and provenance["base"] == str(model)
+
+
+def test_blocks_computed_twice_give_the_same_gradients_and_the_same_corrector(model, pictures, tmp_path, capsys):
+    """The second time is in the backward pass, which must take the kernels of the first."""
+    found = []
+    for folder, checkpointing in (("a", False), ("b", True)):
+        file = config_file(tmp_path / folder, model, pictures, model={"checkpointing": checkpointing})
+        run = _Run(load_config(file), task_of(file), "c1", lambda line: None)
+        for up in run.task.lora.up.values():
+            torch.nn.init.normal_(up, generator=torch.Generator().manual_seed(1))
+        value = run.gradients()
+        found.append((value, {name: p.grad for name, p in run.optimizers.named.items() if p.grad is not None}))
+        assert inside(capsys, "--config", file).code == 0
+    (plain, checked), (a, b) = zip(*found)
+    assert plain == checked and plain[1] > 0
+    assert len(a) > 20 and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    results = [tmp_path / run / "corrector" / "result" / "pytorch_lora_weights.safetensors" for run in "ab"]
+    assert tensors(results[0]) == tensors(results[1])
 
 
 def test_start_from_weights_that_are_there(model, pictures, tmp_path, capsys):

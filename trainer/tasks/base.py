@@ -33,7 +33,7 @@ from ..config import TrainConfig
 from ..pictures import encode_pictures, save_sheet
 from ..settings import BaseModel
 from ..shapes import captioned
-from .common import CLIP_LENGTH, attention, autocast, read_provenance, token_ids, write_provenance
+from .common import CLIP_LENGTH, autocast, read_provenance, token_ids, write_provenance
 from .vae import load_vae
 
 
@@ -136,7 +136,7 @@ class BaseTask:
         clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
         x = torch.lerp(x0, noise, t[:, None, None]).to(device)
         target, guidance = (noise - x0).to(device), torch.ones(n)
-        with autocast(self.config), attention(self.config):
+        with autocast(self.config):
             states, pooled = self._encode(clip_ids, t5_ids)
             if step >= self.distil_from:
                 target, guidance = self._guided(target, x, t.to(device), states, pooled, drop, generator)

@@ -26,7 +26,10 @@ def autocast(config: TrainConfig) -> AbstractContextManager:
 
 
 def attention(config: TrainConfig) -> AbstractContextManager:
-    """On the CPU and for a few hundred tokens the plain kernel is the fastest that has a backward pass."""
+    """On the CPU and for a few hundred tokens the plain kernel is the fastest that has a backward pass.
+
+    To be entered around both passes: what is computed again in the backward pass must take the same kernel.
+    """
     return sdpa_kernel(SDPBackend.MATH) if torch.device(config.device).type == "cpu" else nullcontext()
 
 

@@ -147,7 +147,7 @@ class CorrectorTask:
         like = {"device": self.config.device, "dtype": self.transformer.dtype}
         guidance = torch.full((len(t),), float(self.m.guidance)).to(self.config.device)
         x = torch.lerp(x0, noise, t[:, None, None])
-        with autocast(self.config), attention(self.config):
+        with autocast(self.config):
             out = forward(x.to(**like), *texts, t.to(self.config.device), guidance, condition.to(**like))
         return (out.float() - (noise - x0).to(self.config.device)).square().mean()
 
@@ -175,8 +175,9 @@ class CorrectorTask:
         for rows in torch.arange(len(noise)).split(n):
             texts = self._texts(bank["clip"][rows], bank["told"][rows])
             for at in EVAL_TIMES:
-                error = self._error(self._forward, bank["good"][rows].float(), noise[rows],
-                                    torch.full((len(rows),), at), texts, bank["flawed"][rows].float())
+                with attention(self.config):
+                    error = self._error(self._forward, bank["good"][rows].float(), noise[rows],
+                                        torch.full((len(rows),), at), texts, bank["flawed"][rows].float())
                 sums[at] += float(error) * len(rows)
         losses = {f"eval_loss_{at}": value / len(noise) for at, value in sums.items()}
         return {"eval_loss": sum(losses.values()) / len(losses), **losses}
