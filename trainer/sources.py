@@ -9,12 +9,15 @@ from pathlib import Path
 
 from reflect_core.types import UserError
 
+from .identity import PROBE
 from .settings import CorrectorData, Source
 from .shapes import corrupted_triplets
 from .triplets import Line, Triplet, read_lines
 
 OTHER_SEED = 999
 """Added to the seed for corrupted scenes that are held out."""
+FILES_PROBE = 2
+"""Triplets of a folder that are probed: the bytes of all of them are in its identity, so this is about reading."""
 
 
 class Sources:
@@ -39,12 +42,23 @@ class Sources:
                 lines = lines[:-back]
             self.lines.append(lines)
 
-    def triplets(self) -> Iterator[tuple[int, Triplet]]:
-        """(index of the source, triplet) of everything that is trained on, once."""
+    def triplets(self, start: int = 0) -> Iterator[tuple[int, Triplet]]:
+        """(index of the source, triplet) of everything that is trained on, once, from the `start`-th on."""
         for index, (source, lines) in enumerate(zip(self.sources, self.lines)):
-            found = corrupted_triplets(self.seed, source.count, source.tasks) if lines is None else (
-                line.read(self.size) for line in lines)
-            yield from zip(itertools.repeat(index), found)
+            count = source.count if lines is None else len(lines)
+            yield from zip(itertools.repeat(index), self._of(index, min(start, count)))
+            start = max(0, start - count)
+
+    def _of(self, index: int, start: int = 0) -> Iterator[Triplet]:
+        source, lines = self.sources[index], self.lines[index]
+        if lines is None:
+            return itertools.islice(corrupted_triplets(self.seed, source.count, source.tasks), start, None)
+        return (line.read(self.size) for line in lines[start:])
+
+    def probe(self) -> list[Triplet]:
+        """The first few of each source, to tell whether what comes out is what came out before."""
+        return [triplet for index, lines in enumerate(self.lines)
+                for triplet in itertools.islice(self._of(index), PROBE if lines is None else FILES_PROBE)]
 
     def held_out(self) -> list[Triplet]:
         """What is never trained on: `eval`, or corrupted scenes, or the last triplets of each folder."""
@@ -58,7 +72,8 @@ class Sources:
         return [line.read(self.size) for line in read_lines(Path(source.path), source.count)]
 
     def identity(self) -> list:
-        """As JSON: the same if and only if the same triplets come out, wherever they lie."""
+        """As JSON: the same for the same settings and files, wherever they lie. What the code makes of them is seen
+        by `probe`."""
         return [{"seed": self.seed, "count": source.count, "tasks": source.tasks} if lines is None else
                 hashlib.sha256(b"".join(line.digest() for line in lines)).hexdigest()
                 for source, lines in zip(self.sources, self.lines)]

@@ -28,8 +28,9 @@ from reflect_core.shapes.repair import REFLECTION_WORDS, plan
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.tokenizer import write_word_tokenizer
 
-from ..bank import bank_key, cached, fingerprint
+from ..bank import bank_key, cached
 from ..config import TrainConfig
+from ..identity import PROBE, digest, of_autoencoder, of_texts
 from ..pictures import encode_pictures, save_sheet
 from ..settings import BaseModel
 from ..shapes import captioned
@@ -80,7 +81,7 @@ class BaseTask:
                         for k in ("transformer", "text_encoder", "text_encoder_2")}
         self.length, side = self.m.text_length, self.m.side
         self.ids = grid_ids(side, side, device=config.device), torch.zeros(self.length, 3, device=config.device)
-        settings = {"data": config.data, "seed": config.seed, "vae": fingerprint(self.vae), "length": self.length}
+        settings = self._bank_settings()
         self.bank = cached(out, settings, self._make_bank)
         self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"])}
         self.empty = self._tokens([""])
@@ -91,6 +92,14 @@ class BaseTask:
         """CLIP ids (B, 77) and T5 ids (B, L), padded as FluxPipeline pads them."""
         return (token_ids(self.parts["tokenizer"], texts, CLIP_LENGTH),
                 token_ids(self.parts["tokenizer_2"], texts, self.length))
+
+    def _bank_settings(self) -> dict:
+        """What decides the bank, as JSON."""
+        pictures, texts = captioned(min(PROBE, self.d.bank), self.config.seed, self.d.tasks)
+        tokens = self._tokens([t for three in texts for t in three])
+        return {"bank": self.d.bank, "tasks": self.d.tasks, "seed": self.config.seed, "vae": of_autoencoder(self.vae),
+                "length": self.length, "probe": digest(pictures, texts),
+                "texts": of_texts(tokens, self.parts["tokenizer"], self.parts["tokenizer_2"])}
 
     def _make_bank(self) -> dict[str, Tensor]:
         """Latent tokens (S, N, C) of S scenes, and the ids of three texts of each: (S, 3, 77) and (S, 3, L)."""

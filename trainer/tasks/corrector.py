@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,9 @@ from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.flux_corrector.transformer import flux_forward
 from reflect_core.types import Pair, Request, UserError
 
-from ..bank import bank_key, cached, fingerprint
+from ..bank import bank_key, cached_in_parts
 from ..config import TrainConfig
+from ..identity import digest, fingerprint, of_autoencoder, of_texts
 from ..pictures import at_once, encode_pictures, resized, save_sheet
 from ..shapes import correction_figures
 from ..sources import Sources
@@ -51,13 +52,13 @@ class CorrectorTask:
         self.size, self.condition_size = self.m.size, self.m.condition_size or self.m.size
         sources = Sources(self.d, config.seed, self.size)
         self._load()
-        settings = {"sources": sources.identity(), "size": self.size, "condition_size": self.condition_size,
-                    "length": self.m.text_length, "vae": fingerprint(self.parts["vae"]), "precision": config.precision}
-        self.bank = cached(Path(config.out), settings, lambda: self._make_bank(sources))
+        settings = self._bank_settings(sources)
+        self.bank = cached_in_parts(Path(config.out), settings, lambda start: self._encoded(sources, start))
+        self._warn_of_long_texts()
         self.rows = torch.cat([(self.bank["source"] == index).nonzero()[:, 0].repeat(source.repeat)
                                for index, source in enumerate(sources.sources)])
-        self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]),
-                     "base": fingerprint(self.transformer)}
+        self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]), "base": fingerprint(
+            *(self.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")))}
         self.held_out = sources.held_out()
         self.held_bank = self._encode(self.held_out) if self.held_out else None
 
@@ -90,34 +91,45 @@ class CorrectorTask:
             self.lora = ConditionLora.load(m.lora, self.transformer)
         self.lora = self.lora.to(config.device, torch.float32).requires_grad_(True)
 
-    def _make_bank(self, sources: Sources) -> dict[str, Tensor]:
-        """`_encode` of every triplet that is trained on, and which source (T,) each is of."""
-        parts: list[dict[str, Tensor]] = []
-        triplets, done, told = sources.triplets(), 0, time.monotonic()
+    def _bank_settings(self, sources: Sources) -> dict:
+        """What decides the bank, as JSON."""
+        probe, texts = sources.probe(), [self.parts["tokenizer"], self.parts["tokenizer_2"]]
+        return {"sources": sources.identity(), "size": self.size, "condition_size": self.condition_size,
+                "length": self.m.text_length, "vae": of_autoencoder(self.parts["vae"]),
+                "precision": self.config.precision, "texts": of_texts(list(self._ids(probe).values()), *texts),
+                "probe": digest(*(part for t in probe for part in (t.prompt, t.reflection, t.flawed, t.good)))}
+
+    def _encoded(self, sources: Sources, start: int) -> Iterator[dict[str, Tensor]]:
+        """`_encode` of the triplets that are trained on, from the `start`-th, some at a time, and which source (T,)
+        each is of."""
+        triplets, done, told = sources.triplets(start), start, time.monotonic()
         while chunk := list(itertools.islice(triplets, 8 * at_once(self.size, self.size))):
             source = torch.tensor([index for index, _ in chunk], dtype=torch.int32)
-            parts.append({**self._encode([triplet for _, triplet in chunk]), "source": source})
+            yield {**self._encode([triplet for _, triplet in chunk]), "source": source}
             done += len(chunk)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 self.report(f"{done} triplets encoded")
-        bank = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        full = int((bank["told"][:, -1] != self.parts["tokenizer_2"].pad_token_id).sum())
+
+    def _warn_of_long_texts(self) -> None:
+        told = self.bank["told"]
+        full = int((told[:, -1] != self.parts["tokenizer_2"].pad_token_id).sum())
         if full:
-            self.report(f"{full} of {done} texts fill all {self.m.text_length} tokens and may have been cut: see "
+            self.report(f"{full} of {len(told)} texts fill all {self.m.text_length} tokens and may have been cut: see "
                         "model.text_length")
-        return bank
 
     def _encode(self, triplets: list[Triplet]) -> dict[str, Tensor]:
         """Latent tokens of both pictures, flawed (T, M, 4 C) and good (T, N, 4 C), and the ids of the texts: T5's
         with the reflection (told) and without, (T, L), and CLIP's, (T, 77)."""
-        vae, clip = self.parts["vae"], self.parts["tokenizer"]
-        prompts = [t.prompt for t in triplets]
+        vae = self.parts["vae"]
         flawed, good = [resized(t.flawed, self.condition_size) for t in triplets], [t.good for t in triplets]
         with autocast(self.config):
             tokens = [encode_pictures(vae, np.stack(pictures)).half() for pictures in (flawed, good)]
-        return {"flawed": tokens[0], "good": tokens[1],
-                "told": self._t5_ids([t.told for t in triplets]).int(), "untold": self._t5_ids(prompts).int(),
+        return {"flawed": tokens[0], "good": tokens[1], **self._ids(triplets)}
+
+    def _ids(self, triplets: list[Triplet]) -> dict[str, Tensor]:
+        prompts, clip = [t.prompt for t in triplets], self.parts["tokenizer"]
+        return {"told": self._t5_ids([t.told for t in triplets]).int(), "untold": self._t5_ids(prompts).int(),
                 "clip": token_ids(clip, prompts, clip.model_max_length).int()}
 
     def _t5_ids(self, texts: list[str]) -> Tensor:

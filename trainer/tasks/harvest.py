@@ -18,13 +18,14 @@ from PIL import Image
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.presets.load import read_json
 from reflect_core.shapes.detector import detect
+from reflect_core.shapes.prompt import Requirement
 from reflect_core.shapes.repair import plan
 from reflect_core.shapes.sample import TASKS, sample_prompt
 from reflect_core.types import Request, UserError
 
-from ..bank import fingerprint
 from ..config import TrainConfig, same_settings
 from ..folder import claim, write_whole
+from ..identity import digest, fingerprint
 from ..shapes import mend, task_weights
 from .common import autocast, read_provenance, write_provenance
 
@@ -39,7 +40,10 @@ def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None]
     claim(out, config.task)
     generator = FluxCorrector.from_folder(model.base, device=config.device, condition_size=SIDE,
                                           max_sequence_length=model.text_length, max_batch=config.batch)
-    same_run(out, {"config": config.to_json(), "base": fingerprint(generator.transformer)})
+    base = fingerprint(generator.transformer, generator.vae, generator.texts.text_encoder,
+                       generator.texts.text_encoder_2)
+    same_run(out, {"config": config.to_json(), "base": base,
+                   "asked": digest([prompt for prompt, _ in _asked(config, np.random.default_rng(config.seed))])})
     done = resume(out)
     counts = Counter({"triplets": 0})
     for entry in done:
@@ -75,6 +79,15 @@ def same_run(out: Path, settings: dict) -> None:
     if was["base"] != settings["base"]:
         raise UserError(f"the triplets in {out} are from another base than the one that is there now. Restore "
                         "it, or choose another `out` to start anew")
+    if was.get("asked", settings["asked"]) != settings["asked"]:
+        raise UserError(f"the triplets in {out} are of other prompts than the shapes world gives now: its sampling has "
+                        "changed. Choose another `out` to start anew")
+
+
+def _asked(config: TrainConfig, rng: np.random.Generator) -> list[tuple[str, Requirement]]:
+    """The prompts of one batch, each with what it asks for."""
+    chances = task_weights(config.data.get("tasks"))
+    return [sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng) for _ in range(config.batch)]
 
 
 def resume(out: Path) -> list[dict[str, int]]:
@@ -104,10 +117,9 @@ def _batch(config: TrainConfig, generator: FluxCorrector, batch: int, out: Path)
 
     Every picture is right, no_room (no mended scene was found) or a triplet; any may also be malformed.
     """
-    model, data = config.sections()
+    model, _ = config.sections()
     rng = np.random.default_rng([config.seed, batch])
-    chances = task_weights(data.tasks)
-    asked = [sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng) for _ in range(config.batch)]
+    asked = _asked(config, rng)
     requests = [Request(prompt, int(rng.integers(2**31)), SIDE, SIDE, model.sample_steps, model.sample_guidance)
                 for prompt, _ in asked]
     with autocast(config):

@@ -14,6 +14,7 @@ from torch import Tensor
 from reflect_core.presets.load import check_safetensors, read_json
 
 from ..config import TrainConfig
+from ..identity import digest
 from ..pictures import save_sheet, to_pictures, to_tensor
 from ..shapes import random_pictures
 from .common import autocast, write_provenance
@@ -43,7 +44,7 @@ class VaeTask:
         self.kl, self.scale = model.kl, 2 ** (len(model.channels) - 1)
         self.pictures = random_pictures(data.pictures, config.seed)
         self.held_out = to_tensor(random_pictures(16, config.seed + 1)).to(config.device)
-        self.data = {"rendered_scenes": data.pictures}
+        self.data = {"rendered_scenes": data.pictures, "pictures": digest(self.pictures)}
 
     def named_parameters(self):
         return self.vae.named_parameters()
