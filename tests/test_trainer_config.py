@@ -1,6 +1,7 @@
 """Bad settings: one clear line, exit code 2, no traceback, and nothing on disk is harmed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,8 +9,10 @@ import yaml
 from command import contents, write_tiny_model
 from tiny_training import ROOT, inside, train, write_config
 
-from trainer.config import load_config
-from trainer.settings import SECTIONS
+from reflect_core.types import UserError
+from trainer.checkpoint import FREE
+from trainer.config import _override, filled_config, load_config, same_settings
+from trainer.settings import SECTIONS, Source
 
 CONFIGS = sorted((ROOT / "trainer" / "configs").glob("*.yaml"))
 
@@ -65,6 +68,11 @@ def test_every_config_of_the_pack_is_right(file):
     ("corrector", ["data.sources=[{kind: folder}]"], "the key data.sources.0.path is missing"),
     ("corrector", ["data.sources=[{kind: corrupted}]"], "the key data.sources.0.count is missing"),
     ("corrector", ["data.sources=[{kind: corrupted, cuont: 3}]"], "unknown key data.sources.0.cuont; did you mean"),
+    ("corrector", ["data.sources.2.count=3"], "'2' is no place in a list of 2; expected a whole number from 0 to"),
+    ("corrector", ["data.sources.first.count=3"], "'first' is no place in a list of 2"),
+    ("corrector", ["data.sources.-1.count=3"], "'-1' is no place in a list of 2"),
+    ("corrector", ["data.sources.0.count.x=3"], "'count' is a plain value and has nothing below it"),
+    ("corrector", ["data.sources.0.count=0"], "data.sources.0.count is 0; expected at least 1"),
     ("corrector", ["data.eval={kind: folder}"], "the key data.eval.path is missing"),
     ("corrector", ["model.drop_text=1.5"], "model.drop_text is 1.5; expected a share from 0 to 1"),
     ("corrector", ["model.weights=fp8"], "model.weights is 'fp8'; expected fp32 or bf16"),
@@ -154,9 +162,54 @@ def test_a_lora_to_start_from_that_is_for_another_model(model, tmp_path, capsys)
 
 
 def test_a_config_can_be_overridden_in_every_depth(tmp_path):
-    file = write_config(tmp_path, "corrector")
+    file = write_config(tmp_path, "corrector", betas=[0.9, 0.99])
     config = load_config(file, ["steps=9", "model.rank=2", "data.eval.kind=corrupted", "data.eval.count=3",
-                                "device=cuda"])
+                                "device=cuda", "data.sources.0.count=5", "data.sources.1={kind: folder, path: mine}",
+                                "data.sources.1.repeat=4", "data.sources.0.tasks.position=2", "betas.1=0.5"])
     model, data = config.sections()
     assert (config.steps, model.rank, data.parsed_eval().count, config.device) == (9, 2, 3, "cuda")
+    assert data.parsed() == [Source("corrupted", count=5, tasks={"position": 2}), Source("folder", "mine", repeat=4)]
+    assert config.betas == [0.9, 0.5]
     assert yaml.safe_load(file.read_text())["steps"] == 6
+
+
+def test_defaults_are_filled_in_below_model_and_data_too(tmp_path):
+    full = filled_config(load_config(write_config(tmp_path, "corrector")).to_json())
+    assert full["lr"] == 1e-3 and full["model"]["rank"] == 4 and full["model"]["drop_text"] == 0.1
+    assert full["data"]["grid"] == 8 and full["data"]["eval"] is None
+    assert full["data"]["sources"][0] == {"kind": "corrupted", "path": "", "count": 12, "repeat": 1, "tasks": None}
+    assert filled_config({"task": "vae", "model": {"gone": 1}, "data": {}})["model"]["gone"] == 1
+
+
+@pytest.mark.parametrize("change, named", [
+    *((free, None) for free in (
+        "steps=99", "name=other", "device=cuda", "compile=true", "model.checkpointing=true", "model.sample_steps=5",
+        "model.sample_guidance=1.5", "data.grid=2", "data.sample_prompts=3", "data.eval={kind: corrupted, count: 2}",
+        "model.base=elsewhere", "data.sources.1.path=elsewhere", "model.drop_text=0.1", "data.sources.0.repeat=1")),
+    ("lr=0.5", "lr = 0.001, the config says 0.5"), ("model.rank=5", "model.rank = 4, the config says 5"),
+    ("model.text_length=9", "model.text_length = 24"), ("model.lora=x", "model.lora = None"),
+    ("data.held_out=3", "data.held_out = 8"), ("data.sources.0.repeat=2", "data.sources.0.repeat = 1"),
+    ("data.sources.1.kind=corrupted", "data.sources.1"), ("data.sources.1.repeat=1", "data.sources.1.repeat = 2"),
+    ("data.sources=[{kind: corrupted, count: 12}]", "data.sources.1.kind = 'folder', the config says None"),
+    ("task=base", "task = 'corrector', the config says 'base'"),
+])
+def test_what_may_change_when_a_run_goes_on(change, named, tmp_path):
+    was = load_config(write_config(tmp_path, "corrector")).to_json()
+    raw = yaml.safe_load((tmp_path / "corrector.yaml").read_text())
+    _override(raw, change)
+    now = {**was, **raw}
+    if named is None:
+        same_settings(was, now, FREE, "it")
+    else:
+        with pytest.raises(UserError, match=re.escape(f"it was written with {named}")):
+            same_settings(was, now, FREE, "it")
+
+
+def test_a_checkpoint_of_an_older_trainer_lacks_keys_that_there_are_now(tmp_path):
+    """They had what is now the default; one that there is no more is named."""
+    now = load_config(write_config(tmp_path, "corrector")).to_json()
+    was = {**now, "model": dict(now["model"])}
+    del was["model"]["sample_steps"], was["accumulate"]
+    same_settings(was, now, FREE, "it")
+    with pytest.raises(UserError, match="it was written with model.gone = 1, the config says None"):
+        same_settings({**now, "model": {**now["model"], "gone": 1}}, now, FREE, "it")

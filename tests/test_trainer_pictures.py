@@ -281,6 +281,30 @@ def test_changed_pictures_are_encoded_anew_and_never_mixed_into_a_run(model, pic
     assert len(list(out.glob("bank-*"))) == 2
 
 
+def test_what_changes_no_step_may_change_on_the_way(model, pictures, tmp_path, capsys):
+    """Another place of the same pictures and the same model, another grid, blocks computed twice: the same result."""
+    whole = config_file(tmp_path / "whole", model, pictures)
+    assert inside(capsys, "--config", whole).code == 0
+    file = config_file(tmp_path / "cut", model, pictures)
+    loss = CorrectorTask.loss
+
+    def cut(self, step, generator):
+        if step == 3:
+            raise KeyboardInterrupt
+        return loss(self, step, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CorrectorTask, "loss", cut)
+        assert inside(capsys, "--config", file).code == 130
+    moved, model = shutil.copytree(pictures, tmp_path / "moved"), shutil.copytree(model, tmp_path / "model")
+    changes = ["model.checkpointing=true", "data.grid=1", "model.sample_steps=2", f"model.base={model}",
+               f"data.sources.0.path={moved}"]
+    done = inside(capsys, "--config", file, *(word for change in changes for word in ("--set", change)))
+    assert done.code == 0 and "resumed at step 3" in done.out
+    a, b = (tmp_path / run / "corrector" / "result" / "pytorch_lora_weights.safetensors" for run in ("whole", "cut"))
+    assert tensors(a) == tensors(b)
+
+
 def test_a_damaged_bank_is_named(model, pictures, tmp_path, capsys):
     file = config_file(tmp_path, model, pictures)
     task_of(file)

@@ -261,7 +261,8 @@ def test_a_damaged_checkpoint_is_named_and_never_passed_over(half_way, harm, tmp
     ({"seed": 1}, "was written with seed = 0"), ({"batch": 2}, "was written with batch = 8"),
     ({"accumulate": 2}, "was written with accumulate = 1"),
     ({"optimizer": "adamw"}, "was written with optimizer = 'muon'"),
-    ({"model": {"kl": 0.1}}, r"was written with model = \{\}"),
+    ({"model": {"kl": 0.1}}, "was written with model.kl = 0.0005, the config says 0.1"),
+    ({"data": {"pictures": 9}}, "was written with data.pictures = 8000, the config says 9"),
     ({"steps": 5}, "is at step 7, the config says steps = 5"),
 ])
 def test_changed_settings_are_refused(half_way, changes, said):

@@ -20,8 +20,13 @@ from reflect_core.types import UserError
 from .config import TrainConfig, same_settings
 from .folder import checkpoints
 
-FREE = {"name", "out", "steps", "save_every", "sample_every", "log_every", "keep", "compile", "device"}
-"""Settings that may change between an interruption and the resumption."""
+FREE = {"name", "out", "steps", "save_every", "sample_every", "log_every", "keep", "compile", "device",
+        "model.checkpointing", "model.sample_steps", "model.sample_guidance",
+        "data.sample_prompts", "data.grid", "data.eval",
+        "model.base", "model.vae", "data.sources.*.path"}
+"""Settings that may change between an interruption and the resumption: those that change no step of the training.
+What lies behind the paths of the last line must be the same, and what the others keep back from training too: that is
+seen by the checksums of `data`."""
 AFRESH = "delete it to go on from the one before, or choose another `out` to start anew"
 
 

@@ -6,7 +6,8 @@ checked against, before anything heavy is imported.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import yaml
 
 from reflect_core.types import UserError
 
-from .schema import parse
-from .settings import SECTIONS
+from .schema import filled, parse
+from .settings import SECTIONS, filled_sections
 
 CONFIGS = "Configs lie in trainer/configs/"
 
@@ -61,6 +62,7 @@ class TrainConfig:
     data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """As it was written; see `filled_config`."""
         return asdict(self)
 
     def sections(self) -> tuple[Any, Any]:
@@ -90,32 +92,64 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     return config
 
 
+def filled_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a config with the default of every key that it lacks, below `model` and `data` too."""
+    full = filled(TrainConfig, raw)
+    full["model"], full["data"] = filled_sections(full["task"], full["model"], full["data"])
+    return full
+
+
 def same_settings(was: dict[str, Any], now: dict[str, Any], free: set[str], where: str) -> None:
     """Raises `UserError` that names the first setting that is not as it was when `where` was written.
 
-    `free` ones may change. One that did not exist yet had what is now its default.
+    `free` ones may change: keys as `model.base`, or patterns as `data.sources.*.path`. One that did not exist yet
+    had what is now its default.
     """
-    for f in fields(TrainConfig):
-        default = None if f.default is MISSING else f.default
-        before = was.get(f.name, default)
-        if f.name not in free and before != now[f.name]:
-            raise UserError(f"{where} was written with {f.name} = {before!r}, the config says {now[f.name]!r}. "
-                            "Restore the setting, or choose another `out` to start anew")
+    if was.get("task") != now["task"]:
+        before, after = {"task": was.get("task")}, {"task": now["task"]}  # what is below has other keys
+    else:
+        before, after = _flat(filled_config(was)), _flat(filled_config(now))
+    for key in [*after, *before]:
+        if before.get(key) != after.get(key) and not any(fnmatchcase(key, pattern) for pattern in free):
+            raise UserError(f"{where} was written with {key} = {before.get(key)!r}, the config says "
+                            f"{after.get(key)!r}. Restore the setting, or choose another `out` to start anew")
+
+
+def _flat(full: dict[str, Any]) -> dict[str, Any]:
+    """Every setting by its key as `--set` takes it."""
+    flat = {key: value for key, value in full.items() if key not in ("model", "data")}
+    flat |= {f"model.{key}": value for key, value in full["model"].items()}
+    flat |= {f"data.{key}": value for key, value in full["data"].items() if key != "sources"}
+    for number, source in enumerate(full["data"].get("sources", [])):
+        flat |= {f"data.sources.{number}.{key}": value for key, value in source.items()}
+    return flat
 
 
 def _override(raw: dict, item: str) -> None:
     key, sep, value = item.partition("=")
     if not sep or not key:
         raise UserError(f"--set {item!r}: expected KEY=VALUE, for example --set steps=200 or --set data.bank=1000")
-    *path, last = key.split(".")
-    for part in path:
-        raw = raw.setdefault(part, {})
-        if not isinstance(raw, dict):
-            raise UserError(f"--set {item!r}: {part!r} is a plain value and has nothing below it")
     try:
-        raw[last] = yaml.safe_load(value)
+        value = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {item!r}: the value is not valid YAML: {_one_line(error)}") from error
+    *path, last = key.split(".")
+    place: Any = raw
+    for part in path:
+        if isinstance(place, list):
+            place = place[_index(place, part, item)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, (dict, list)):
+            raise UserError(f"--set {item!r}: {part!r} is a plain value and has nothing below it")
+    place[_index(place, last, item) if isinstance(place, list) else last] = value
+
+
+def _index(place: list, part: str, item: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise UserError(f"--set {item!r}: {part!r} is no place in a list of {len(place)}; expected a whole number from "
+                        "0 to below that; to make the list longer, set all of it")
+    return int(part)
 
 
 def _one_line(error: Exception) -> str:

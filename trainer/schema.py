@@ -37,6 +37,18 @@ def parse(kind: type[T], raw: Any, prefix: str = "") -> T:
     return kind(**raw)
 
 
+def filled(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw` in the order of the dataclass's keys, with the default of every one that it lacks. What is required and
+    missing stays out; what is unknown comes last."""
+    full = {}
+    for f in fields(kind):
+        if f.name in raw:
+            full[f.name] = raw[f.name]
+        elif f.default is not MISSING or f.default_factory is not MISSING:
+            full[f.name] = f.default_factory() if f.default is MISSING else f.default
+    return full | {key: value for key, value in raw.items() if key not in full}
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of YAML is of the annotated type; a whole number also passes for a float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

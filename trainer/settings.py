@@ -10,7 +10,7 @@ from typing import Any
 
 from reflect_core.types import UserError
 
-from .schema import parse
+from .schema import filled, parse
 
 
 def _at_least(section: Any, prefix: str, least: float, *names: str) -> None:
@@ -236,6 +236,17 @@ class BundleData:
 
 SECTIONS = {"vae": (VaeModel, VaeData), "base": (BaseModel, BaseData), "harvest": (HarvestModel, HarvestData),
             "corrector": (CorrectorModel, CorrectorData), "bundle": (BundleModel, BundleData)}
+
+
+def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A task's `model` and `data` as its config has them, with all defaults."""
+    kinds = SECTIONS[task]
+    model, data = filled(kinds[0], model), filled(kinds[1], data)
+    if kinds[1] is CorrectorData:
+        data["sources"] = [filled(Source, source) for source in data.get("sources", [])]
+        if data["eval"] is not None:
+            data["eval"] = filled(Source, data["eval"])
+    return model, data
 
 
 def _source(raw: dict[str, Any], key: str) -> Source:

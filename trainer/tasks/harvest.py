@@ -30,7 +30,7 @@ from ..shapes import mend, task_weights
 from .common import autocast, read_provenance, write_provenance
 
 SIDE = 64
-FREE = {"name", "out", "steps", "log_every", "device"}
+FREE = {"name", "out", "steps", "log_every", "device", "model.base"}
 """Settings that may change between an interruption and the resumption."""
 
 
