@@ -13,8 +13,10 @@ from safetensors import safe_open
 from tiny_training import ROOT, blank_model, inside, tiny_configs, train, write_config
 
 from reflect_core.generators.flux_corrector import lora as lora_module
+from reflect_core.generators.flux_corrector.folder import lora_options
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request
+from trainer.tasks.common import portable
 
 TASKS = ("vae", "base", "harvest", "corrector", "bundle")
 
@@ -59,7 +61,7 @@ def test_runs_leave_log_samples_and_the_newest_checkpoints(chain):
         assert len(list((folder / task).glob("step-*.safetensors"))) == 2
         assert not list((folder / task).glob("*.partial"))
     figures = json.loads((folder / "corrector" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"fix_rate", "kept", "eval_loss", "eval_loss_0.1", "eval_loss_0.9"} <= set(figures)
+    assert {"fix_rate", "kept", "fresh_rate", "eval_loss", "eval_loss_0.1", "eval_loss_0.9"} <= set(figures)
 
 
 def test_the_result_draws_and_corrects(chain):
@@ -113,7 +115,78 @@ def test_weights_say_where_they_come_from(chain):
     assert found["lora"]["data"]["triplets"] == 12 + len(
         (folder / "harvest" / "triplets.jsonl").read_text().splitlines())
     assert found["lora"]["base"]["config"]["name"] == "chain-base"
+    corrupted, harvested = found["lora"]["sources"]
+    assert corrupted == "corrupted" and harvested["config"]["name"] == "chain-harvest"
     assert found["bundle"]["config"]["name"] == "chain-bundle"
+    config = found["lora"]["config"]
+    assert config["model"]["drop_text"] == 0.1 and config["data"]["sources"][0]["repeat"] == 1  # defaults
+    assert config["model"]["base"] == "result" and config["data"]["sources"][1]["path"] == "harvest"
+
+
+def test_nothing_that_is_passed_on_names_a_place_on_this_machine(chain):
+    folder, _ = chain
+    files = [file for result in ("vae/result", "base/result", "harvest", "corrector/result", "bundle")
+             for file in (folder / result).rglob("*.json") if file.name != "settings.json"]
+    assert len([file for file in files if file.name == "provenance.json"]) == 5
+    assert not [file for file in files if str(folder) in (text := file.read_text()) or str(ROOT) in text]
+
+
+def test_paths_without_a_machine():
+    paths = {"inside": str(ROOT / "runs" / "a"), "outside": "/home/me/a b/model", "windows": "C:\\Users\\me\\model",
+             "relative": ["runs/a/result", "../b"], "text": "and/or", "number": 3, "none": None}
+    assert portable(paths) == {"inside": "runs/a", "outside": "model", "windows": "model",
+                               "relative": ["runs/a/result", "../b"], "text": "and/or", "number": 3, "none": None}
+
+
+def test_a_corrector_says_how_to_draw_with_it(chain):
+    """Beside the weights, and from there in the bundle; what the bundle's config says comes on top."""
+    folder, _ = chain
+    trained = {"condition_size": 64, "condition_offset": None, "max_sequence_length": 24, "posterior": "mode"}
+    result = folder / "corrector" / "result"
+    assert json.loads((result / "reflect.json").read_text()) == {"options": trained}
+    assert lora_options(result) == lora_options(result / "pytorch_lora_weights.safetensors") == trained
+    assert lora_options(folder / "base") == {}
+    settings = json.loads((folder / "bundle" / "reflect.json").read_text())
+    assert settings["options"] == {**trained, "max_batch": 4} and "allow_dirty" not in settings
+    options = FluxCorrector.from_folder(folder / "bundle").options
+    assert (options.max_sequence_length, options.posterior, options.max_batch) == (24, "mode", 4)
+
+
+def test_weights_of_uncommitted_code_are_not_bundled(chain, tmp_path, capsys):
+    folder, _ = chain
+    sources = {name: shutil.copytree(folder / task / "result", tmp_path / name)
+               for name, task in (("base", "base"), ("lora", "corrector"))}
+    file = write_config(tmp_path, "bundle", model={key: str(path) for key, path in sources.items()},
+                        data={"options": {"condition_offset": [0, 0]}})
+
+    def commits(found, commit):
+        """The provenance with every commit in it replaced."""
+        return {k: commit if k == "commit" else commits(v, commit) if isinstance(v, dict) else v
+                for k, v in found.items()}
+
+    clean = {name: commits(provenance(path), "c1 c2") for name, path in sources.items()}
+    clean["lora"]["sources"] = ["corrupted", commits(clean["lora"]["sources"][1], "c1")]
+
+    def said(name="lora", change=lambda found: None):
+        for each, path in sources.items():
+            found = json.loads(json.dumps(clean[each]))
+            if each == name:
+                change(found)
+            (path / "provenance.json").write_text(json.dumps(found))
+        return inside(capsys, "--config", file)
+
+    assert said().code == 0
+    assert json.loads((tmp_path / "bundle" / "reflect.json").read_text())["options"]["condition_offset"] == [0, 0]
+    before = contents(tmp_path / "bundle")
+    for name, where, change in (
+            ("base", "provenance has", lambda found: found.update(commit="c1-dirty c2")),
+            ("base", "provenance.vae has", lambda found: found["vae"].update(commit="c1-dirty")),
+            ("lora", "provenance.sources has", lambda found: found["sources"][1].update(commit="c1-dirty")),
+            ("lora", "provenance.base.vae has", lambda found: found["base"]["vae"].update(commit="c1-dirty"))):
+        error = said(name, change).error
+        assert f"{sources[name]}: {where} a commit that ends with -dirty" in error and "data.allow_dirty: true" in error
+        assert contents(tmp_path / "bundle") == before
+    assert inside(capsys, "--config", file, "--set", "data.allow_dirty=true").code == 0
 
 
 def test_harvested_triplets_are_an_ordinary_folder_of_triplets(chain):
@@ -138,6 +211,10 @@ def test_a_bundle_replaces_a_model_folder_and_nothing_else(chain, tmp_path, caps
     assert "is in the way" in inside(capsys, "--config", file).error
     assert mine.read_text() == "years of work"
     shutil.rmtree(mine.parent)
+    shutil.copytree(folder / "base" / "result", tmp_path / "out")  # a model that was not bundled, as FLUX.1-dev
+    before = contents(tmp_path / "out")
+    assert "is in the way" in inside(capsys, "--config", file).error and contents(tmp_path / "out") == before
+    shutil.rmtree(tmp_path / "out")
     shutil.copytree(folder / "bundle", tmp_path / "out")
     before = contents(tmp_path / "out")
     assert "most_megabytes" in inside(capsys, "--config", file, "--set", "model.most_megabytes=0.01").error

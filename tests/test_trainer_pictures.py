@@ -20,7 +20,7 @@ from trainer.config import load_config
 from trainer.loop import _Run, step_generator
 from trainer.pictures import save_sheet
 from trainer.settings import CorrectorData
-from trainer.shapes import correction_figures, corrupted_triplets
+from trainer.shapes import correction_figures, corrupted_triplets, is_right
 from trainer.sources import Sources
 from trainer.tasks.base import BaseTask
 from trainer.tasks.corrector import CorrectorTask
@@ -140,7 +140,8 @@ def test_a_large_base_is_kept_small(model, pictures, tmp_path, capsys):
     assert abs(small.loss(0, step_generator(0, 0)).item() - plain.item()) < 0.05
     assert inside(capsys, "--config", file, "--set", "model.weights=bf16", "--set", "accumulate=2").code == 0
     provenance = json.loads((tmp_path / "corrector" / "result" / "provenance.json").read_text())
-    assert provenance["samples"] == 6 * 4 * 2 and provenance["base"] == str(model)
+    assert provenance["samples"] == 6 * 4 * 2 and provenance["base"] == model.name
+    assert provenance["sources"] == [pictures.name] and "/tmp" not in json.dumps(provenance)
 
 
 def test_blocks_computed_twice_give_the_same_gradients_and_the_same_corrector(model, pictures, tmp_path, capsys):
@@ -323,6 +324,33 @@ def test_figures_of_corrections():
     assert perfect["kept"] > 0.97 and perfect["fix_rate"] > 0.8  # the rest has more flaws than are told at once
     assert nothing["fix_rate"] == 0 and nothing["kept"] > 0.97
     assert blank == {"fix_rate": 0, "kept": 0}
+
+
+def test_fresh_drawings_are_judged_once_in_a_run(tmp_path, model, monkeypatch):
+    """With the base alone, of the same prompts: whatever the LoRA has become, and again where anything changed."""
+    file = write_config(tmp_path, "corrector", model={"base": str(model), "text_length": 12, "sample_steps": 1}, data={
+        "sources": [{"kind": "corrupted", "count": 4}], "sample_prompts": 4})
+    task, asked = task_of(file), []
+    draw = CorrectorTask.draw
+
+    def watched(self, triplets, told=True):
+        asked.append(told)
+        pictures = draw(self, triplets, told)
+        return pictures if told else [triplets[0].good, *pictures[1:]]  # one of four is right
+    monkeypatch.setattr(CorrectorTask, "draw", watched)
+    first = task.sample(tmp_path / "a.png", 0)
+    assert first["fresh_rate"] == 0.25 and list(first)[:3] == ["fix_rate", "kept", "fresh_rate"]
+    assert is_right(task.held_out[0].good, task.held_out[0].prompt)
+    again = task_of(file).sample(tmp_path / "b.png", 1)
+    assert again["fresh_rate"] == 0.25 and asked == [True, False, True]
+    task_of(file, "model.sample_steps=2").sample(tmp_path / "c.png", 1)
+    assert asked[3:] == [True, False]
+    monkeypatch.undo()
+    plain = task.draw(task.held_out, told=False)
+    for up in task.lora.up.values():
+        torch.nn.init.normal_(up, generator=torch.Generator().manual_seed(1))
+    assert all(map(np.array_equal, plain, task.draw(task.held_out, told=False)))
+    assert not all(map(np.array_equal, plain, task.draw(task.held_out)))
 
 
 def test_sheets_of_large_pictures_are_reduced(tmp_path):

@@ -40,8 +40,9 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
                           {"kind": "corrupted", "count": 12},
                           {"kind": "folder", "path": str(folder / "harvest"), "repeat": 2}]}},
         "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
+                   # The tests run in trees with changes too.
                    "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},
-                            "options": {"condition_size": 64, "max_sequence_length": 24, "posterior": "mode"}}},
+                            "options": {"max_batch": 4}, "allow_dirty": True}},
     }
 
 

@@ -227,11 +227,14 @@ class BundleModel:
 
 @dataclass(frozen=True)
 class BundleData:
-    """What becomes `reflect.json`."""
+    """What becomes `reflect.json`, but for the last."""
 
     defaults: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    """On top of those that the corrector was trained with, which lie beside it."""
     about: str = ""
+    allow_dirty: bool = False
+    """Take weights too whose provenance says that the code which trained them was changed and not committed."""
 
 
 SECTIONS = {"vae": (VaeModel, VaeData), "base": (BaseModel, BaseData), "harvest": (HarvestModel, HarvestData),

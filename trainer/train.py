@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:  # run as a script from a clone that is not instal
     sys.path.insert(0, str(ROOT))
 
 from reflect_core.types import UserError  # noqa: E402
-from trainer.config import TrainConfig, load_config  # noqa: E402
+from trainer.config import TrainConfig, filled_config, load_config  # noqa: E402
 from trainer.folder import check_writable, claim, locked  # noqa: E402
 from trainer.interrupt import Terminated, terminable  # noqa: E402
 from trainer.trouble import explained  # noqa: E402
@@ -81,8 +81,8 @@ def run(config: TrainConfig, config_file: str, report: Report) -> Path:
 
         check_device(config.device)
         torch.manual_seed(config.seed)
-        provenance = {"config": config.to_json(), "config_file": Path(config_file).name, "seed": config.seed,
-                      "commit": commit(), "torch": torch.__version__}
+        provenance = {"config": filled_config(config.to_json()), "config_file": Path(config_file).name,
+                      "seed": config.seed, "commit": commit(), "torch": torch.__version__}
         with terminable():
             return run_task(config, provenance, report)
 

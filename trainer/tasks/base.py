@@ -34,7 +34,7 @@ from ..identity import PROBE, digest, of_autoencoder, of_texts
 from ..pictures import encode_pictures, save_sheet
 from ..settings import BaseModel
 from ..shapes import captioned
-from .common import CLIP_LENGTH, autocast, read_provenance, token_ids, write_provenance
+from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
 from .vae import load_vae
 
 
@@ -76,6 +76,7 @@ class BaseTask:
         self.config, (self.m, self.d) = config, config.sections()
         out = Path(config.out)
         self.vae = load_vae(Path(self.m.vae)).to(config.device)
+        self.origin = {"vae": provenance_of(self.m.vae)}  # read now: what is broken is to be said before the training
         self.parts = build_components(self.m, self.vae, out)
         self.trained = {k: self.parts[k].to(config.device)
                         for k in ("transformer", "text_encoder", "text_encoder_2")}
@@ -206,4 +207,5 @@ class BaseTask:
         write_folder(folder, **parts)
         for name in ("tokenizer", "tokenizer_2"):
             shutil.copytree(Path(self.config.out) / name, folder / name)
-        write_provenance(folder, {**provenance, "vae": read_provenance(self.m.vae)})
+        forget_places(folder)
+        write_provenance(folder, {**provenance, **self.origin})

@@ -9,34 +9,39 @@ from pathlib import Path
 
 import torch
 
-from reflect_core.generators.flux_corrector.folder import load_components, write_folder
+from reflect_core.generators.flux_corrector.folder import load_components, lora_options, write_folder
 from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.presets.load import PICKLES, read_settings
 from reflect_core.types import UserError
 
 from ..config import TrainConfig
-from .common import read_provenance, write_provenance
+from .common import forget_places, read_provenance, uncommitted, write_provenance
 
 
 def bundle(config: TrainConfig, provenance: dict, report: Callable[[str], None] = lambda line: None) -> Path:
-    """Write `config.out` anew from `model.base` and, if given, `model.lora`; `data` becomes reflect.json.
+    """Write `config.out` anew from `model.base` and, if given, `model.lora`; `data` becomes reflect.json, on top of the
+    options that lie beside the LoRA.
 
     Weights are stored in bf16, as FLUX.1-dev's are, the autoencoder's included. Whole or not at all.
     """
-    (m, _), out = config.sections(), Path(config.out)
-    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
-        raise UserError(f"{out} is in the way and is no model folder; expected one to replace, or nothing. Choose "
-                        "another `out`")
+    (m, data), out = config.sections(), Path(config.out)
+    if out.exists() and any(out.iterdir()) and "bundle" not in (read_provenance(out) or {}):
+        raise UserError(f"{out} is in the way and is no model folder that this task wrote; expected one to replace, or "
+                        "nothing. Choose another `out`")
+    sources = {key: _provenance(folder, data.allow_dirty) for key, folder in (("base", m.base), ("lora", m.lora))
+               if folder}
     parts = load_components(m.base, torch.bfloat16)
     lora = ConditionLora.load(m.lora, parts["transformer"]).to(torch.bfloat16) if m.lora else None
-    sources = {key: _provenance(folder) for key, folder in (("base", m.base), ("lora", m.lora)) if folder}
+    settings = {"about": data.about, "defaults": data.defaults,
+                "options": {**(lora_options(m.lora) if m.lora else {}), **data.options}}
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         written = {k: part for k, part in parts.items() if not k.startswith("tokenizer")}
         write_folder(partial, **written, tokenizers=_copy_tokenizers(Path(m.base), partial), lora=lora,
-                     settings=config.data)
+                     settings={key: value for key, value in settings.items() if value})
+        forget_places(partial)
         _, options = read_settings(partial)
         _check_options(options)
         write_provenance(partial, {**sources, "bundle": provenance})
@@ -67,8 +72,13 @@ def _check_options(options: dict) -> None:
         raise UserError(f"data.options: {error}; expected those of CorrectorOptions") from error
 
 
-def _provenance(folder: str) -> dict:
+def _provenance(folder: str, allow_dirty: bool) -> dict:
     found = read_provenance(folder)
     if found is None:
         raise UserError(f"{folder} has no provenance.json; expected the result folder of a training run")
+    where = uncommitted(found, "provenance")
+    if where and not allow_dirty:
+        raise UserError(f"{folder}: {where} has a commit that ends with -dirty: files of the trainer or the library "
+                        "differed from it, so that nobody can train these weights again or read the code that did. "
+                        "Expected committed code; train anew, or set data.allow_dirty: true to take them all the same")
     return found

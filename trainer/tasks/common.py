@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from reflect_core.model_files import read_json
 from reflect_core.types import UserError
 
 from ..config import TrainConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 CLIP_LENGTH = 77
 """FLUX always pads CLIP's text to this many tokens; only the pooled vector is used."""
 
@@ -49,15 +51,49 @@ def token_ids(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
 
 
 def write_provenance(folder: Path, provenance: dict) -> None:
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+    """Beside weights or triplets, without the places of this machine, see `portable`."""
+    (folder / "provenance.json").write_text(json.dumps(portable(provenance), indent=1) + "\n", encoding="utf-8")
+
+
+def forget_places(folder: Path) -> None:
+    """Take out of the configs of a model what diffusers notes there: the path that each part was once loaded from."""
+    for file in folder.rglob("config.json"):
+        config = read_json(file, "")
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def portable(value: Any) -> Any:
+    """JSON whose absolute paths are relative to the repository, or names alone where they lie outside of it."""
+    if isinstance(value, dict):
+        return {key: portable(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(below) for below in value]
+    if not isinstance(value, str) or not (Path(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return value
+    if Path(value).is_relative_to(ROOT):
+        return Path(value).relative_to(ROOT).as_posix()
+    return PureWindowsPath(value).name  # it knows both kinds of slashes
+
+
+def provenance_of(folder: str | Path) -> dict | str:
+    """What lies beside weights or triplets, or the folder's name if their maker left no such note."""
+    return read_provenance(folder) or str(folder)
 
 
 def read_provenance(folder: str | Path) -> dict | None:
-    """What lies beside weights, or None if their maker left no such note."""
-    file = Path(folder) / "provenance.json"
-    if not file.is_file():
+    """What lies beside weights (their folder, or their file), or None if their maker left no such note."""
+    folder = Path(folder)
+    file = (folder.parent if folder.is_file() else folder) / "provenance.json"
+    return read_json(file, "") if file.is_file() else None
+
+
+def uncommitted(provenance: Any, where: str) -> str | None:
+    """Where a provenance, or one inside of it, names a commit from which files differed; None if nowhere."""
+    if not isinstance(provenance, dict):
         return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); expected the note of a training run") from error
+    if any(word.endswith("-dirty") for word in str(provenance.get("commit", "")).split()):
+        return where
+    below = [(f"{where}.{key}", part) for key, value in provenance.items()
+             for part in (value if isinstance(value, list) else [value])]
+    return next((found for key, part in below if (found := uncommitted(part, key))), None)

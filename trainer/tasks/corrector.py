@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +30,18 @@ from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.flux_corrector.transformer import flux_forward
+from reflect_core.model_files import read_json
 from reflect_core.types import Pair, Request, UserError
 
 from ..bank import bank_key, cached_in_parts
 from ..config import TrainConfig
+from ..folder import write_whole
 from ..identity import digest, fingerprint, of_autoencoder, of_texts
 from ..pictures import at_once, encode_pictures, resized, save_sheet
-from ..shapes import correction_figures
+from ..shapes import correction_figures, is_right
 from ..sources import Sources
 from ..triplets import Triplet
-from .common import attention, autocast, read_provenance, token_ids, write_provenance
+from .common import attention, autocast, provenance_of, token_ids, write_provenance
 
 EVAL_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which the evaluation loss is taken: the training loss is too noisy to be a curve."""
@@ -51,6 +55,11 @@ class CorrectorTask:
         self.config, self.report, (self.m, self.d) = config, report, config.sections()
         self.size, self.condition_size = self.m.size, self.m.condition_size or self.m.size
         sources = Sources(self.d, config.seed, self.size)
+        # Read now: what is broken is to be said before the training.
+        self.origin = {"base": provenance_of(self.m.base),
+                       "sources": [provenance_of(s.path) if s.kind == "folder" else s.kind for s in sources.sources]}
+        if self.m.lora is not None:
+            self.origin["lora"] = provenance_of(self.m.lora)
         self._load()
         settings = self._bank_settings(sources)
         self.bank = cached_in_parts(Path(config.out), settings, lambda start: self._encoded(sources, start))
@@ -194,19 +203,38 @@ class CorrectorTask:
         losses = {f"eval_loss_{at}": value / len(noise) for at, value in sums.items()}
         return {"eval_loss": sum(losses.values()) / len(losses), **losses}
 
+    def trained_options(self) -> dict[str, Any]:
+        """The options under which a picture is drawn as it was trained, as JSON."""
+        return {"condition_size": self.condition_size, "condition_offset": self.m.condition_offset,
+                "max_sequence_length": self.m.text_length, "posterior": "mode"}
+
     def generator(self) -> FluxCorrector:
         """The corrector as users run it, with the weights as they are now."""
-        options = CorrectorOptions(condition_size=self.condition_size, condition_offset=self.offset,
-                                   max_sequence_length=self.m.text_length, posterior="mode",
-                                   max_batch=max(1, at_once(self.size, self.size) // 2))
+        options = CorrectorOptions(**self.trained_options(), max_batch=max(1, at_once(self.size, self.size) // 2))
         return FluxCorrector(**self.parts, lora=self.lora, options=options)
 
-    def correct(self, triplets: list[Triplet]) -> list[np.ndarray]:
-        """The flawed pictures as they are drawn anew, each (size, size, 3) uint8."""
-        requests = [Request(t.prompt, 1000 + k, self.size, self.size, self.m.sample_steps, self.m.sample_guidance,
-                            (Pair(t.reflection, picture=Image.fromarray(t.flawed)),))
+    def draw(self, triplets: list[Triplet], told: bool = True) -> list[np.ndarray]:
+        """The flawed pictures as they are drawn anew, or (not told) pictures from the prompts alone, each
+        (size, size, 3) uint8."""
+        m = self.m
+        requests = [Request(t.prompt, 1000 + k, self.size, self.size, m.sample_steps, m.sample_guidance,
+                            (Pair(t.reflection, picture=Image.fromarray(t.flawed)),) if told else ())
                     for k, t in enumerate(triplets)]
         return [np.asarray(d.picture) for d in self.generator().draw(requests)]
+
+    def fresh_rate(self, triplets: list[Triplet]) -> float:
+        """Share of the prompts that the base draws right at one try: what a correction has to beat.
+
+        The base is frozen, so it is found out once in a run.
+        """
+        m, file = self.m, Path(self.config.out) / "fresh_rate.json"
+        key = digest(self.data, [t.prompt for t in triplets], m.sample_steps, m.sample_guidance)
+        if file.exists() and (known := read_json(file, "")).get("of") == key:
+            return known["fresh_rate"]
+        drawn = self.draw(triplets, told=False)
+        rate = float(np.mean([is_right(picture, t.prompt) for picture, t in zip(drawn, triplets)]))
+        write_whole(file, json.dumps({"of": key, "fresh_rate": rate}) + "\n")
+        return rate
 
     def sample(self, file: Path, step: int) -> dict[str, float]:
         """Correct what is held out. Rows of the sheet: flawed, corrected, target."""
@@ -214,13 +242,17 @@ class CorrectorTask:
             return {}
         judged = self.d.sample_prompts
         triplets = self.held_out[: judged or self.d.grid]
-        drawn = self.correct(triplets)
+        drawn = self.draw(triplets)
         columns = 16 if judged else self.d.grid
         save_sheet(file, [[t.flawed for t in triplets[:columns]], drawn[:columns],
                           [t.good for t in triplets[:columns]]])
-        return {**(correction_figures(triplets, drawn) if judged else {}), **self.evaluation_loss()}
+        figures = {}
+        if judged:
+            figures = {**correction_figures(triplets, drawn), "fresh_rate": self.fresh_rate(triplets)}
+        return {**figures, **self.evaluation_loss()}
 
     def export(self, folder: Path, provenance: dict) -> None:
-        """The LoRA in bf16, under the published names."""
+        """The LoRA in bf16, under the published names, and how to draw with it."""
         copy.deepcopy(self.lora).to(torch.bfloat16).save(folder)
-        write_provenance(folder, {**provenance, "base": read_provenance(self.m.base) or str(self.m.base)})
+        (folder / "reflect.json").write_text(json.dumps({"options": self.trained_options()}, indent=2) + "\n")
+        write_provenance(folder, {**provenance, **self.origin})

@@ -27,7 +27,7 @@ from ..config import TrainConfig, same_settings
 from ..folder import claim, write_whole
 from ..identity import digest, fingerprint
 from ..shapes import mend, task_weights
-from .common import autocast, read_provenance, write_provenance
+from .common import autocast, provenance_of, write_provenance
 
 SIDE = 64
 FREE = {"name", "out", "steps", "log_every", "device", "model.base"}
@@ -62,7 +62,7 @@ def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None]
                 report(f"batch {batch + 1}/{config.steps}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
     batches = max(len(done), config.steps)
     write_provenance(out, {**provenance, "steps": batches, "samples": batches * config.batch,
-                           "data": dict(counts), "base": read_provenance(model.base) or str(model.base)})
+                           "data": dict(counts), "base": provenance_of(model.base)})
     return out
 
 

@@ -17,7 +17,7 @@ from ..config import TrainConfig
 from ..identity import digest
 from ..pictures import save_sheet, to_pictures, to_tensor
 from ..shapes import random_pictures
-from .common import autocast, write_provenance
+from .common import autocast, forget_places, write_provenance
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
@@ -84,4 +84,5 @@ class VaeTask:
         # FLUX shifts and scales latents to zero mean and unit spread by two numbers of the VAE's config.
         self.vae.register_to_config(shift_factor=float(z.mean()), scaling_factor=float(1 / z.std()))
         self.vae.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        forget_places(folder)
         write_provenance(folder, provenance)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ...model_files import check_model_folder, read_json
+from ...presets.load import read_settings
 from ...types import UserError
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE
@@ -95,6 +96,12 @@ def folder_lora(folder: str | Path) -> Path | None:
     """The LoRA file that a model folder carries, or None."""
     files = (Path(folder) / "lora" / name for name in (LORA_FILE, PEFT_FILE))
     return next((file for file in files if file.is_file()), None)
+
+
+def lora_options(lora: str | Path) -> dict[str, Any]:
+    """The options in the `reflect.json` beside a LoRA, or {}: how it was trained, and so how to draw with it."""
+    path = Path(lora)
+    return read_settings(path if path.is_dir() else path.parent)[1]
 
 
 def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_encoder_2, scheduler,
