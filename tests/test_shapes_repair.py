@@ -140,7 +140,7 @@ def test_what_has_no_fix_stays_exactly_as_it_was_and_the_rest_is_as_told(task, s
     for fix in fixes:
         said, group = words([fix], requirement), fix.group is not None and requirement.groups[fix.group]
         if fix.kind == "remove":
-            assert said in (f"remove the {fix.obj.words}", f"remove one {fix.obj.words}")
+            assert said == f"remove {fix.which} {fix.obj.words}"
             continue
         if fix.kind == "add":
             made = next(o for o in new if group.takes(o))
@@ -169,3 +169,30 @@ def test_a_blob_anywhere_becomes_an_object_that_the_judge_reads(shape, radius):
         assert isinstance(fix, Fix) and fix.kind == "change"
         scene = apply([blob], requirement, [fix], np.random.default_rng(0))
         assert fits(scene[0], ()) and [o.words for o in detect(render(scene))] == [f"blue {shape}"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(task=st.sampled_from(TASKS), seed=seeds)
+def test_words_mean_one_object_unless_they_say_one(task, seed):
+    rng = np.random.default_rng(seed)
+    requirement = sample_requirement(task, rng)
+    objects = random_objects(rng, requirement, most=6)
+    for fix in plan(objects, requirement):
+        alike = [o for o in objects if fix.obj is not None and o.words == fix.obj.words]
+        if fix.which == "the":
+            assert len(alike) <= 1
+        elif fix.which == "one":
+            assert len(alike) > 1
+        else:
+            outermost = (min if fix.which == "the left" else max)(alike, key=lambda o: o.x)
+            assert len(alike) > 1 and outermost is fix.obj
+
+
+def test_of_like_objects_the_outermost_are_told_to_change():
+    row = [Obj("circle", "red", x, 32, 6) for x in (10, 50, 30)]
+    assert words(plan(row, parse("two red circles")), parse("two red circles")) in (
+        "remove the left red circle", "remove the right red circle")
+    wanted = parse("a red circle, a blue circle and a red star")
+    assert "one" not in words(plan(row, wanted), wanted).split()
+    above = [Obj("circle", "red", 30, y, 6) for y in (10, 50)]
+    assert words(plan(above, parse("a red circle")), parse("a red circle")) == "remove one red circle"

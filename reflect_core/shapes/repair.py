@@ -19,11 +19,12 @@ from typing import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .prompt import NUMBERS, OPPOSITE, Group, Requirement, article, holds
+from .prompt import NUMBERS, OPPOSITE, RELATION_MARGIN, Group, Requirement, article, holds
 from .sample import place, relation_test
 from .scene import COLOURS, MAX_RADIUS, MIN_RADIUS, REACH_MOST, SIZE, UNSEEN_PAIRS, Obj, Scene, snap
 
 KINDS = ("change", "add", "remove", "move")
+OUTERMOST = ("the left", "the right")
 _WRONG_COLOUR, _WRONG_SHAPE, _WRONG_BOTH, _MISSING = 1.0, 1.05, 1.9, 1.0
 """Costs of the assignment. Removing an object and adding another cost _MISSING each, so that an
 object wrong in both shape and colour is still rather changed in place than replaced elsewhere."""
@@ -39,8 +40,9 @@ class Fix:
     weight: int
     """How bad the flaw is, for the order of telling: 2 for a change and 1 for the rest, and 1 more for a
     change or an addition in a group that a relation is about."""
-    many: bool = False
-    """Whether several objects of the picture look like `obj`: then 'one' instead of 'the'."""
+    which: str = "the"
+    """What goes before the object's name: 'the' if no other looks like it, else 'the left' or 'the right' for the
+    outermost of its kind, so that it is clear which is meant, and 'one' for any between them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def match(objects: Sequence[Obj], requirement: Requirement) -> Matching:
     for a, obj in enumerate(objects):
         for b, k in enumerate(slots):
             cost[a, b] = _cost(obj, requirement.groups[k]) + _misplaced(obj, k, objects, requirement)
+            if requirement.groups[k].takes(obj) and _which(obj, objects) in OUTERMOST:
+                cost[a, b] += 0.001  # of like objects, rather keep one that words cannot point at
         cost[a, m:] = np.where(np.arange(n) == a, _MISSING, 99.0)
     for b in range(m):
         cost[n:, b] = np.where(np.arange(m) == b, _MISSING, 99.0)
@@ -136,19 +140,27 @@ def plan(objects: Sequence[Obj], requirement: Requirement) -> list[Fix]:
             # Wrong in look and in place: nothing of it is worth keeping, so another is drawn elsewhere.
             owner[objects.index(obj)] = None
             missing.append(k)
-    looks = [(o.colour, o.shape) for o in objects]
     related = {k for i, _, j in requirement.relations for k in (i, j)}
     fixes: list[Fix] = []
     for obj, k in zip(objects, owner):
-        many = looks.count((obj.colour, obj.shape)) > 1
         if k is None:
-            fixes.append(Fix("remove", None, obj, 1, many))
+            fixes.append(Fix("remove", None, obj, 1, _which(obj, objects)))
         elif not requirement.groups[k].takes(obj):
-            fixes.append(Fix("change", k, obj, 2 + (k in related), many))
+            fixes.append(Fix("change", k, obj, 2 + (k in related), _which(obj, objects)))
     fixes += [Fix("add", k, None, 1 + (k in related)) for k in missing]
     for obj, k in moves:
-        fixes.append(Fix("move", k, obj, 1, looks.count((obj.colour, obj.shape)) > 1))
+        fixes.append(Fix("move", k, obj, 1, _which(obj, objects)))
     return sorted(fixes, key=lambda fix: (-fix.weight, KINDS.index(fix.kind)))
+
+
+def _which(obj: Obj, objects: Sequence[Obj]) -> str:
+    """The words that single an object out among those that look like it."""
+    alike = [other.x for other in objects if other is not obj and other.words == obj.words]
+    if not alike:
+        return "the"
+    if obj.x < min(alike) - RELATION_MARGIN:
+        return OUTERMOST[0]
+    return OUTERMOST[1] if obj.x > max(alike) + RELATION_MARGIN else "one"
 
 
 def _to_move(objects: Sequence[Obj], owner: Sequence[int | None], requirement: Requirement) -> list[tuple[Obj, int]]:
@@ -232,7 +244,7 @@ def words(fixes: Sequence[Fix], requirement: Requirement, limit: int = 3) -> str
 
 
 def _say(fix: Fix, requirement: Requirement) -> str:
-    which = "" if fix.obj is None else ("one " if fix.many else "the ") + fix.obj.words
+    which = "" if fix.obj is None else f"{fix.which} {fix.obj.words}"
     group = None if fix.group is None else requirement.groups[fix.group]
     if fix.kind == "remove":
         return f"remove {which}"
