@@ -73,15 +73,23 @@ class BaseModel:
     time_mean: float = 0.0
     """Mean of the normal whose logistic is the time: 0 is the paper's; above it, more of the noisy end, where
     number, colour and place are decided."""
+    start: str | None = None
+    """Model folder to go on from; null: from nothing. Its transformer and text encoders must be of these sizes."""
+    edits: float = 0.0
+    """Share of the steps that correct a flawed picture as they are told, by the base's own weights. A base that has
+    never been told to change anything takes no heed of instructions; FLUX.1-dev's text encoder knows English."""
+    condition_offset: list[int] = field(default_factory=lambda: [0, 0])
+    """Where the flawed picture lies in these steps, as the corrector has it."""
     sample_guidance: float = 2.5
 
     def __post_init__(self) -> None:
+        _check_offset(self.condition_offset)
         _at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "text_layers", "side")
         if self.head_dim < 8 or self.head_dim % 8:
             raise UserError(f"model.head_dim is {self.head_dim}; expected a multiple of 8")
         if self.text_width < 4 or self.text_width % 4:
             raise UserError(f"model.text_width is {self.text_width}; expected a multiple of 4, the number of heads")
-        _share(self, "instructed", "distil")
+        _share(self, "instructed", "distil", "edits")
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,14 @@ class BaseData:
     """Rendered scenes with captions."""
     tasks: dict[str, float] | None = None
     """Weight of each of the shapes world's tasks; 1 where it is not named."""
+    triplets: int = 0
+    """Corrupted scenes and their repairs, for `model.edits`."""
     sample_prompts: int = 16
-    """Held-out prompts of each task that are drawn for a sample grid."""
+    """Held-out prompts of each task that are drawn for a sample grid, and four times as many held-out triplets."""
 
     def __post_init__(self) -> None:
         _at_least(self, "data.", 1, "bank", "sample_prompts")
+        _at_least(self, "data.", 0, "triplets")
         _check_tasks(self.tasks, "data.tasks")
 
 
@@ -154,9 +165,7 @@ class CorrectorModel:
     def __post_init__(self) -> None:
         _at_least(self, "model.", 1, "text_length", "rank", "size", "condition_size", "sample_steps")
         _share(self, "drop_reflection", "drop_image", "drop_text")
-        if self.condition_offset is not None and len(self.condition_offset) != 2:
-            raise UserError(f"model.condition_offset is {self.condition_offset}; expected two numbers, rows "
-                            "and columns")
+        _check_offset(self.condition_offset)
         if self.weights not in ("fp32", "bf16"):
             raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
 
@@ -250,6 +259,11 @@ def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> t
         if data["eval"] is not None:
             data["eval"] = filled(Source, data["eval"])
     return model, data
+
+
+def _check_offset(offset: list[int] | None) -> None:
+    if offset is not None and len(offset) != 2:
+        raise UserError(f"model.condition_offset is {offset}; expected two numbers, rows and columns")
 
 
 def _source(raw: dict[str, Any], key: str) -> Source:

@@ -4,6 +4,7 @@ Rectified flow on latent tokens with logit-normal times. Its text encoders must 
 reflections too, as T5 knows English: a share of the captions carries an instruction behind the
 marker. The last part of the run distils guidance into the guidance embedding, as FLUX.1-dev has it:
 there the target at guidance g is v + (g - 1)(conditional - unconditional), from the model itself.
+Some of the steps may be corrections, see `edits.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from reflect_core.generators.flux_corrector.folder import write_folder
+from reflect_core.generators.flux_corrector.folder import load_components, write_folder
 from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
 from reflect_core.shapes.detector import detect
@@ -27,23 +28,26 @@ from reflect_core.shapes.prompt import WORDS, parse
 from reflect_core.shapes.repair import REFLECTION_WORDS, plan
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.tokenizer import write_word_tokenizer
+from reflect_core.types import UserError
 
 from ..bank import bank_key, cached
 from ..config import TrainConfig
-from ..identity import PROBE, digest, of_autoencoder, of_texts
+from ..identity import PROBE, digest, of_autoencoder, of_texts, vocabulary
 from ..pictures import encode_pictures, save_sheet
 from ..settings import BaseModel
-from ..shapes import captioned
+from ..shapes import captioned, correction_figures
+from ..triplets import Triplet
 from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
+from .edits import correct_alone, encode_edits, held_out_edits
 from .vae import load_vae
 
 
 def build_components(m: BaseModel, vae: AutoencoderKL, folder: Path) -> dict:
     """All parts of a FluxPipeline, random but for the VAE; tokenizers are written to `folder`."""
     text = m.text_width
-    vocabulary = sorted(WORDS | set(REFLECTION_WORDS))
-    clip_words = write_word_tokenizer(folder / "tokenizer", vocabulary, "clip", CLIP_LENGTH)
-    t5_words = write_word_tokenizer(folder / "tokenizer_2", vocabulary, "t5", m.text_length)
+    known = sorted(WORDS | set(REFLECTION_WORDS))
+    clip_words = write_word_tokenizer(folder / "tokenizer", known, "clip", CLIP_LENGTH)
+    t5_words = write_word_tokenizer(folder / "tokenizer_2", known, "t5", m.text_length)
     clip = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(clip_words), hidden_size=text, intermediate_size=2 * text, projection_dim=text,
         num_hidden_layers=m.text_layers, num_attention_heads=4, max_position_embeddings=CLIP_LENGTH,
@@ -69,6 +73,10 @@ def build_components(m: BaseModel, vae: AutoencoderKL, folder: Path) -> dict:
             "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=m.shift)}
 
 
+DROP_TEXT = 0.1
+"""Share of the texts that are left out, so that there is something for guidance to lead away from."""
+
+
 class BaseTask:
     """Trains transformer and text encoders. See `loop.Task`."""
 
@@ -82,12 +90,35 @@ class BaseTask:
                         for k in ("transformer", "text_encoder", "text_encoder_2")}
         self.length, side = self.m.text_length, self.m.side
         self.ids = grid_ids(side, side, device=config.device), torch.zeros(self.length, 3, device=config.device)
+        self.condition_ids = grid_ids(side, side, tuple(self.m.condition_offset), config.device)
+        if self.m.start is not None:
+            self._go_on_from(self.m.start)
         settings = self._bank_settings()
         self.bank = cached(out, settings, self._make_bank)
         self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"])}
+        self.held_out: list[Triplet] = []
+        if self.d.triplets:
+            self.data["triplets"] = len(self.bank["edit_good"])
+            self.held_out = held_out_edits(4 * self.d.sample_prompts, config.seed, self.d.tasks)
         self.empty = self._tokens([""])
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.distil_from = round(config.steps * (1 - self.m.distil))
+
+    def _go_on_from(self, folder: str) -> None:
+        """Take the weights of a model folder. Raises `UserError` if it has others than are trained here."""
+        self.origin["start"] = provenance_of(folder)
+        found = load_components(folder, torch.float32)
+        for name in ("tokenizer", "tokenizer_2"):
+            if vocabulary(found[name]) != vocabulary(self.parts[name]):
+                raise UserError(f"model.start {folder}: its {name} knows other words than the ones that are trained "
+                                "here; expected a base of this trainer. Train from nothing, without model.start")
+        for name, module in self.trained.items():
+            try:
+                module.load_state_dict(found[name].state_dict())
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:200]
+                raise UserError(f"model.start {folder}: its {name} is of another size ({said}); expected the sizes "
+                                "below model. Set them as they were there") from error
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """CLIP ids (B, 77) and T5 ids (B, L), padded as FluxPipeline pads them."""
@@ -98,16 +129,24 @@ class BaseTask:
         """What decides the bank, as JSON."""
         pictures, texts = captioned(min(PROBE, self.d.bank), self.config.seed, self.d.tasks)
         tokens = self._tokens([t for three in texts for t in three])
-        return {"bank": self.d.bank, "tasks": self.d.tasks, "seed": self.config.seed, "vae": of_autoencoder(self.vae),
-                "length": self.length, "probe": digest(pictures, texts),
-                "texts": of_texts(tokens, self.parts["tokenizer"], self.parts["tokenizer_2"])}
+        settings = {"bank": self.d.bank, "tasks": self.d.tasks, "seed": self.config.seed,
+                    "vae": of_autoencoder(self.vae), "length": self.length, "probe": digest(pictures, texts),
+                    "texts": of_texts(tokens, self.parts["tokenizer"], self.parts["tokenizer_2"])}
+        if self.d.triplets:
+            probe = held_out_edits(PROBE, self.config.seed, self.d.tasks)
+            settings |= {"triplets": self.d.triplets, "edits": digest(*(
+                part for t in probe for part in (t.told, t.flawed, t.good)))}
+        return settings
 
     def _make_bank(self) -> dict[str, Tensor]:
         """Latent tokens (S, N, C) of S scenes, and the ids of three texts of each: (S, 3, 77) and (S, 3, L)."""
         pictures, texts = captioned(self.d.bank, self.config.seed, self.d.tasks)
         clip, t5 = self._tokens([t for three in texts for t in three])
-        return {"latents": encode_pictures(self.vae, pictures).half(),
+        bank = {"latents": encode_pictures(self.vae, pictures).half(),
                 "clip": clip.view(len(texts), 3, -1).short(), "t5": t5.view(len(texts), 3, -1).short()}
+        if self.d.triplets:
+            bank |= encode_edits(self.vae, self._tokens, self.d.triplets, self.config.seed, self.d.tasks)
+        return bank
 
     def named_parameters(self):
         for part, module in self.trained.items():
@@ -128,35 +167,51 @@ class BaseTask:
         pooled = self.parts["text_encoder"](clip_ids[:, :width].to(device)).pooler_output
         return self.parts["text_encoder_2"](t5_ids.to(device)).last_hidden_state, pooled
 
-    def _forward(self, x, states, pooled, t, guidance):
-        """Noisy tokens (B, N, C) to velocities (B, N, C)."""
-        return flux_forward(self.parts["transformer"], None, x, states, pooled, t, guidance, *self.ids)
+    def _forward(self, x, states, pooled, t, guidance, condition=None):
+        """Noisy tokens (B, N, C), and a flawed picture's (B, N, C) or None, to velocities (B, N, C)."""
+        return flux_forward(self.parts["transformer"], None, x, states, pooled, t, guidance, *self.ids, condition,
+                            None if condition is None else self.condition_ids)
+
+    def _scenes(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        """Latent tokens (B, N, C), ids of their texts, which texts were dropped (B,), and no flawed picture."""
+        n = self.config.batch
+        pick = torch.randint(len(self.bank["latents"]), (n,), generator=generator)
+        chance = torch.rand(n, generator=generator)
+        drop, told = chance < DROP_TEXT, chance > 1 - self.m.instructed
+        which = torch.where(told, 2, (chance * 1000).long() % 2)
+        clip_ids, t5_ids = self.bank["clip"][pick, which].long(), self.bank["t5"][pick, which].long()
+        clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
+        return self.bank["latents"][pick].float(), clip_ids, t5_ids, drop, None
+
+    def _edits(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same of corrections, with their flawed pictures (B, N, C)."""
+        n = self.config.batch
+        pick = torch.randint(len(self.bank["edit_good"]), (n,), generator=generator)
+        drop = torch.rand(n, generator=generator) < DROP_TEXT
+        clip_ids, t5_ids = self.bank["edit_clip"][pick].long(), self.bank["edit_t5"][pick].long()
+        clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
+        return self.bank["edit_good"][pick].float(), clip_ids, t5_ids, drop, self.bank["edit_flawed"][pick].float()
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         n, device = self.config.batch, self.config.device
-        pick = torch.randint(len(self.bank["latents"]), (n,), generator=generator)
-        x0 = self.bank["latents"][pick].float()
+        edit = float(torch.rand((), generator=generator)) < self.m.edits
+        x0, clip_ids, t5_ids, drop, condition = (self._edits if edit else self._scenes)(generator)
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.sigmoid(torch.randn(n, generator=generator) + self.m.time_mean)
-        chance = torch.rand(n, generator=generator)
-        drop, told = chance < 0.1, chance > 1 - self.m.instructed
-        which = torch.where(told, 2, (chance * 1000).long() % 2)
-        clip_ids = self.bank["clip"][pick, which].long()
-        t5_ids = self.bank["t5"][pick, which].long()
-        clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
         x = torch.lerp(x0, noise, t[:, None, None]).to(device)
         target, guidance = (noise - x0).to(device), torch.ones(n)
+        condition = None if condition is None else condition.to(device)
         with autocast(self.config):
             states, pooled = self._encode(clip_ids, t5_ids)
             if step >= self.distil_from:
-                target, guidance = self._guided(target, x, t.to(device), states, pooled, drop, generator)
-            out = self.forward(x, states, pooled, t.to(device), guidance.to(device))
+                target, guidance = self._guided(target, x, t.to(device), states, pooled, drop, condition, generator)
+            out = self.forward(x, states, pooled, t.to(device), guidance.to(device), condition)
         return (out.float() - target).square().mean()
 
     @torch.no_grad()
-    def _guided(self, target, x, t, states, pooled, drop, generator):
+    def _guided(self, target, x, t, states, pooled, drop, condition, generator):
         """Targets (B, N, C) and guidance (B,), at random guidance for the first half of the batch; the other
-        half stays at 1."""
+        half stays at 1. Guidance is away from no text; a flawed picture stays in view on both sides."""
         half = len(x) // 2
         guidance = torch.ones(len(x))
         guidance[:half] = 1 + 3.5 * torch.rand(half, generator=generator)
@@ -165,7 +220,8 @@ class BaseTask:
         both = self.forward(
             torch.cat([x[:half]] * 2), torch.cat([states[:half], empty_states.expand(half, -1, -1)]),
             torch.cat([pooled[:half], empty_pooled.expand(half, -1)]), torch.cat([t[:half]] * 2),
-            torch.ones(2 * half, device=x.device))
+            torch.ones(2 * half, device=x.device),
+            None if condition is None else torch.cat([condition[:half]] * 2))
         with_text, without = both.float().chunk(2)
         target = target.clone()
         target[:half] += (guidance[:half, None, None].to(x.device) - 1) * (with_text - without)
@@ -178,7 +234,8 @@ class BaseTask:
         return pipe
 
     def sample(self, file: Path, step: int) -> dict[str, float]:
-        """Draw held-out prompts of every task; the sheet's rows are tasks. Rates are by the detector."""
+        """Draw held-out prompts of every task; the sheet's rows are tasks and, if corrections are learned,
+        flawed pictures, corrected and target. Rates are by the detector."""
         guidance = self.m.sample_guidance if step > self.distil_from else 1.0
         rows, rates, blobs, seen = [], {}, 0, 0
         for task in TASKS:
@@ -189,8 +246,14 @@ class BaseTask:
             blobs += sum(any(o.shape == "blob" for o in f) for f in found)
             seen += len(found)
             rows.append(drawn)
+        figures = {**rates, "overall": float(np.mean(list(rates.values()))), "malformed": blobs / seen}
+        if self.held_out:
+            drawn = correct_alone(self.parts, self.held_out, tuple(self.m.condition_offset), self.length, guidance)
+            figures |= correction_figures(self.held_out, drawn)
+            columns = slice(self.d.sample_prompts)
+            rows += [[t.flawed for t in self.held_out[columns]], drawn[columns], [t.good for t in self.held_out[columns]]]
         save_sheet(file, rows)
-        return {**rates, "overall": float(np.mean(list(rates.values()))), "malformed": blobs / seen}
+        return figures
 
     def draw(self, prompts: list[str], guidance: float, steps: int = 20) -> np.ndarray:
         """(B, 64, 64, 3) uint8."""
