@@ -16,7 +16,7 @@ import yaml
 from reflect_core.types import UserError
 
 from .schema import filled, parse
-from .settings import SECTIONS, filled_sections
+from .settings import SECTIONS, check_together, filled_sections
 
 CONFIGS = "Configs lie in trainer/configs/"
 
@@ -68,7 +68,9 @@ class TrainConfig:
     def sections(self) -> tuple[Any, Any]:
         """`model` and `data` as the task's own dataclasses, defaults filled in."""
         model, data = SECTIONS[self.task]
-        return parse(model, self.model, "model."), parse(data, self.data, "data.")
+        sections = parse(model, self.model, "model."), parse(data, self.data, "data.")
+        check_together(*sections)
+        return sections
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:

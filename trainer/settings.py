@@ -261,6 +261,13 @@ def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> t
     return model, data
 
 
+def check_together(model: Any, data: Any) -> None:
+    """Raises `UserError` for sections that do not go together."""
+    if isinstance(model, BaseModel) and model.edits and not data.triplets:
+        raise UserError(f"data.triplets is 0 and model.edits {model.edits}; expected triplets to correct, for example "
+                        "data.triplets: 60000")
+
+
 def _check_offset(offset: list[int] | None) -> None:
     if offset is not None and len(offset) != 2:
         raise UserError(f"model.condition_offset is {offset}; expected two numbers, rows and columns")
