@@ -5,7 +5,10 @@ dropped now and then. As published, CLIP sees the prompt and T5 the prompt, a ma
 the LoRA acts on the flawed picture's tokens alone, so the base's own drawing stays what it was.
 
 What differs from the official code: pictures are encoded once, by the mode of the autoencoder's
-posterior and from one cut-out, and the LoRA's weights are fp32 with an average kept.
+posterior and from one cut-out in the middle, not anew for each step, sampled and from a random one; the
+optimiser is AdamW or Muon with a schedule, not Prodigy; the LoRA's weights are fp32 with an average kept,
+not bf16 without; sources are mixed in fixed shares, without the task warm-up; and a reflection counts as
+none when it is empty, not when it has less than five characters. The README has the whole list.
 """
 
 from __future__ import annotations
