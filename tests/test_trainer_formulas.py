@@ -123,29 +123,41 @@ def test_every_row_counts_once_in_the_evaluation_loss():
 # The base.
 
 def base(**changes):
-    """As `corrector`: one scene with texts 10, 11 (captions) and 12 (with an instruction); 0 is the empty text."""
+    """As `corrector`: one scene with texts 10, 11 (captions) and 12 (with an instruction); 0 is the empty text. And
+    one correction, of picture 1 to picture 6, with text 20."""
     model = BaseModel(vae="none", text_length=1, **changes)
     texts = torch.tensor([[[10], [11], [12]]])
     task = SimpleNamespace(config=config(batch=MANY), m=model, distil_from=10, ids=None, caught=[],
-                           bank={"latents": full(4, 1, 1, 1).half(), "clip": texts, "t5": texts},
+                           bank={"latents": full(4, 1, 1, 1).half(), "clip": texts, "t5": texts,
+                                 "edit_good": full(6, 1, 1, 1).half(), "edit_flawed": full(1, 1, 1, 1).half(),
+                                 "edit_clip": torch.tensor([[20]]), "edit_t5": torch.tensor([[20]])},
                            empty=(torch.tensor([[0]]), torch.tensor([[0]])))
     task._encode = lambda clip, t5: (clip.float()[:, :, None], t5.float())
+    task._scenes, task._edits = (lambda g: BaseTask._scenes(task, g)), (lambda g: BaseTask._edits(task, g))
     return task
 
 
 def test_the_base_learns_the_velocity_of_its_texts():
     task = base(instructed=0.25)
 
-    def forward(x, states, pooled, t, guidance):
+    def forward(x, states, pooled, t, guidance, condition):
         assert torch.equal(states[:, 0], pooled) and (guidance == 1).all()  # both encoders see the same text
-        task.caught = pooled[:, 0]
-        return (x - 4) / t[:, None, None]  # noise - picture, solved from x = (1 - t) picture + t noise
+        task.caught, task.condition = pooled[:, 0], condition
+        picture = 4 if condition is None else 6
+        return (x - picture) / t[:, None, None]  # noise - picture, solved from x = (1 - t) picture + t noise
     task.forward = forward
     assert float(BaseTask.loss(task, 0, step_generator(0, 0))) < 1e-6
     task.forward = lambda x, *args: forward(x, *args) + 3
     assert float(BaseTask.loss(task, 0, step_generator(0, 0))) == pytest.approx(9, abs=1e-3)
+    assert task.condition is None
     shares = {text: float((task.caught == text).float().mean()) for text in (0, 10, 11, 12)}
     assert shares == pytest.approx({0: 0.1, 10: 0.325, 11: 0.325, 12: 0.25}, abs=NEAR)
+    task = base(edits=1.0)
+    task.forward = forward
+    assert float(BaseTask.loss(task, 0, step_generator(0, 0))) < 1e-6
+    assert (task.condition == 1).all() and task.condition.shape == (MANY, 1, 1)  # the flawed picture is never dropped
+    shares = {text: float((task.caught == text).float().mean()) for text in (0, 20)}
+    assert shares == pytest.approx({0: 0.1, 20: 0.9}, abs=NEAR)
 
 
 def test_guidance_is_distilled_from_the_step_on_that_the_settings_say():
@@ -157,12 +169,14 @@ def test_guidance_is_distilled_from_the_step_on_that_the_settings_say():
     assert float(BaseTask.loss(task, 10, step_generator(0, 10))) == 4 and called
 
 
-def test_guided_targets():
+@pytest.mark.parametrize("condition", [None, 8])
+def test_guided_targets(condition):
     """v + (g - 1)(with text - without), for the first half, where the text is not dropped: 5 with, 2 without."""
     task, asked, n = base(), [], 400
 
-    def forward(x, states, pooled, t, guidance):
+    def forward(x, states, pooled, t, guidance, seen):
         assert torch.equal(states[:, 0], pooled) and torch.equal(x[:, 0, 0], t) and (guidance == 1).all()
+        assert seen is None if condition is None else (seen == condition).all() and len(seen) == len(x)
         asked.append(len(x))
         return torch.where(states > 0, 5.0, 2.0)
     task.forward = forward
@@ -170,7 +184,7 @@ def test_guided_targets():
     drop[:40] = drop[-40:] = True
     t = torch.rand(n)
     found, guidance = BaseTask._guided(task, target, t[:, None, None], t, full(7, n, 1, 1), full(7, n, 1), drop,
-                                       step_generator(0, 0))
+                                       None if condition is None else full(condition, n, 1, 1), step_generator(0, 0))
     assert asked == [n] and (target == 1).all()  # half of the batch twice, and the targets given stay what they were
     chosen = guidance[40:200]
     assert (guidance[:40] == 1).all() and (guidance[200:] == 1).all()
