@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from reflect_core.generators.flux_corrector.folder import load_components, lora_options, write_folder
+from reflect_core.generators.flux_corrector.folder import check_folder, load_components, lora_options, write_folder
 from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.presets.load import PICKLES, read_settings
@@ -29,6 +29,7 @@ def bundle(config: TrainConfig, provenance: dict, report: Callable[[str], None] 
     if out.exists() and any(out.iterdir()) and "bundle" not in (read_provenance(out) or {}):
         raise UserError(f"{out} is in the way and is no model folder that this task wrote; expected one to replace, or "
                         "nothing. Choose another `out`")
+    check_folder(m.base)
     sources = {key: _provenance(folder, data.allow_dirty) for key, folder in (("base", m.base), ("lora", m.lora))
                if folder}
     parts = load_components(m.base, torch.bfloat16)
