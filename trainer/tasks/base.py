@@ -250,8 +250,8 @@ class BaseTask:
         if self.held_out:
             drawn = correct_alone(self.parts, self.held_out, tuple(self.m.condition_offset), self.length, guidance)
             figures |= correction_figures(self.held_out, drawn)
-            columns = slice(self.d.sample_prompts)
-            rows += [[t.flawed for t in self.held_out[columns]], drawn[columns], [t.good for t in self.held_out[columns]]]
+            shown = self.held_out[: self.d.sample_prompts]
+            rows += [[t.flawed for t in shown], drawn[: len(shown)], [t.good for t in shown]]
         save_sheet(file, rows)
         return figures
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, StepCallback, UserError
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
-from .folder import folder_lora, load_components, load_outlines
+from .folder import folder_lora, load_components, load_outlines, lora_options
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
 from .memory import enough_memory
@@ -73,9 +73,10 @@ class FluxCorrector:
 
         Args:
             path: a folder in diffusers layout, see `folder.py`.
-            lora: the corrector's weights, as a file, a folder or loaded. None: the folder's own, if it
-                has one; without any the generator draws plain pictures only (`max_context` is 0). A
-                loaded one is copied.
+            lora: the corrector's weights, as a file, a folder or loaded. What a reflect.json beside the file
+                says of the options it was trained with comes on top of the model's own. None: the folder's
+                LoRA, if it has one; without any the generator draws plain pictures only (`max_context` is
+                0). A loaded one is copied.
             dtype: fp32, bf16 or fp16, for all components.
             encoder_device: where the text encoders are kept; None: with the rest. FLUX.1-dev's take 10 GB in
                 bf16 and are needed only once a text, so "cpu" spares a GPU that much.
@@ -85,6 +86,8 @@ class FluxCorrector:
         Raises UserError for a folder, LoRA or option that cannot be used.
         """
         defaults, settings = read_settings(path)
+        if isinstance(lora, (str, Path)):
+            settings |= lora_options(lora)
         settings = changes if options is not None else settings | changes
         known = {f.name for f in fields(CorrectorOptions)}
         unknown = sorted(set(settings) - known)
