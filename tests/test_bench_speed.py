@@ -24,7 +24,7 @@ def test_it_measures_a_run_from_the_outside(model, capsys):
     assert run["peak_mib"] is None or 100 < run["peak_mib"] < 5000
     assert 0 < run["overhead_share"] < 1 and run["seconds_by_actor"]["generator"] > 0
     assert document["steps"]["large"]["total_tokens"] == 1408 and document["steps"]["small"]["total_tokens"] == 144
-    assert "picture 3/3" in result.err
+    assert "candidate 2 (3 of 3)" in result.err
     text = speed.report(run, document["steps"], document["machine"])
     assert "first picture" in text and "corrector step / plain, 144 tokens" in text and "goal 15: " in text
 

@@ -1,11 +1,18 @@
 """Bad input: one clear line, exit code 2, no traceback, and nothing that is on disk is harmed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from command import contents, inside, reflect, write_tiny_model
+from command import ENVIRONMENT, ROOT, contents, inside, reflect, write_tiny_model
 from tiny_flux import tiny_lora, tiny_transformer
+
+from reflect_core.search.header import Header, header_to_json
+from reflect_core.types import Request
 
 PROMPT = "two red circles"
 
@@ -40,6 +47,12 @@ def broken(model, tmp_path):
     (["run", PROMPT, "--set", "parents"], "expected NAME=VALUE"),
     (["run", PROMPT, "--judge", "gpt"], "there is no judge 'gpt'"),
     (["run", PROMPT, "--model", "no-such-model"], "neither a bundled model nor a folder"),
+    (["run", PROMPT, "--model", "~nobody-of-this-name/model"], "neither a bundled model nor a folder"),
+    (["run", PROMPT, "--option", "device=cpu"], "try --device"),
+    (["run", PROMPT, "--option", "path=x"], "try --model"),
+    (["run", PROMPT, "--steps", "9" * 20], "expected 1,000 at most"),
+    (["run", PROMPT, "--size", "99999"], "expected 16,384 at most"),
+    (["run", PROMPT, "--out", "x" * 300], "cannot be made"),
     (["run"], "the following arguments are required: PROMPT"),
     (["draw", PROMPT], "invalid choice: 'draw'"),
     ([], "required: COMMAND"),
@@ -77,6 +90,14 @@ def test_an_output_folder_that_holds_a_record(model, capsys, tmp_path):
     (tmp_path / "run.jsonl").write_text("something")
     assert "already holds a record" in inside(capsys, "run", PROMPT, "--model", model, "--out", tmp_path).error
     assert contents(tmp_path) == {"run.jsonl": b"something"}
+
+
+@pytest.mark.parametrize("name", ["index.html", "tree.png", "look.png"])
+def test_an_output_folder_that_holds_something_of_a_run_s_names(name, model, capsys, tmp_path):
+    """`--out .` in the folder of a web page must not cost the page."""
+    (tmp_path / name).write_text("mine")
+    assert f"already holds {name}" in inside(capsys, "run", PROMPT, "--model", model, "--out", tmp_path).error
+    assert contents(tmp_path) == {name: b"mine"}
 
 
 @pytest.mark.parametrize("path, said", [
@@ -140,7 +161,8 @@ def test_a_lora_that_is_not_there_cut_short_or_a_pickle(model, capsys, tmp_path)
     (["--size", "32"], "64x64 only"), (["--size", "big"], "the size is 'big'"), (["--steps", "0"], "steps must be"),
     (["--seed", "-1"], "the seed must be"), (["--chunk", "0"], "chunk must be"),
     (["--option", "text_joins=search"], "no option 'text_joins'"), (["--option", "max_batch=0"], "max_batch"),
-    (["--device", "abacus"], "the device 'abacus' cannot be used")])
+    (["--device", "abacus"], "the device 'abacus' cannot be used"),
+    (["--option", "encoder_device=abacus"], "try --option encoder_device=cpu")])
 def test_settings_that_make_no_sense(arguments, said, model, capsys, tmp_path):
     assert said in refused(capsys, tmp_path, "--model", model, *arguments)
 
@@ -149,3 +171,52 @@ def test_a_model_without_a_corrector_is_told_what_it_can_do(capsys, tmp_path):
     plain = write_tiny_model(tmp_path / "plain", lora=False)
     error = refused(capsys, tmp_path, "--model", plain)
     assert "best_of_n" in error
+
+
+# What is wrong with a record, or behind stdout.
+
+@pytest.mark.parametrize("change, said", [
+    ({"settings": {}}, "does not say which model drew it"),
+    ({"settings": {"model": "x"}}, "does not say which model drew it"),
+    ({"settings": {"model": {"folder": "shapes-flux", "dtype": "float99"}}}, "dtype was 'float99'"),
+    ({"settings": {"model": {"folder": "shapes-flux", "device": 3}}}, "device was 3"),
+    ({"settings": {"model": {"folder": "shapes-flux", "options": "no"}}}, "options was 'no'"),
+    ({"settings": {"model": {"folder": "shapes-flux"}, "judge": ["me"]}}, "there is no judge ['me']"),
+    ({"settings": []}, "the header's settings must be a JSON object"),
+    ({"policy": "luck"}, "the header's policy must be a JSON object"),
+])
+def test_a_record_that_something_else_made(change, said, capsys, tmp_path):
+    """Refused before a model is loaded, whatever the header says."""
+    header = header_to_json(Header(Request(PROMPT, 1), {"name": "best_of_n"}))
+    (tmp_path / "run.jsonl").write_text(json.dumps({**header, **change}) + "\n")
+    before = contents(tmp_path)
+    assert said in inside(capsys, "resume", tmp_path).error
+    assert contents(tmp_path) == before
+
+
+def to_stdout(stdout, *arguments):
+    """Exit code and stderr of a command whose stdout is this."""
+    done = subprocess.run([sys.executable, "-m", "reflect_core", *map(str, arguments)], stdout=stdout,
+                          stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "no-such-run", "--json"]])
+def test_a_full_disk_behind_stdout(arguments):
+    with open("/dev/full", "w") as full:
+        code, said = to_stdout(full, *arguments)
+    assert code == 2 and said.startswith("error: ") and "Traceback" not in said and "Exception" not in said
+
+
+@pytest.mark.parametrize("arguments, codes", [(["--help"], (0, 1)), (["show", "no-such-run", "--json"], (2,))])
+def test_nobody_who_reads_stdout(arguments, codes):
+    """`reflect ... | head`: no word about it, and no second error when the interpreter ends.
+
+    argparse itself swallows the error where stdout has no buffer.
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        found, said = to_stdout(pipe, *arguments)
+    assert found in codes and "Traceback" not in said and "Exception" not in said and "Broken" not in said

@@ -14,9 +14,10 @@ from fake_shapes import FakeShapesGenerator
 from PIL import Image
 
 from reflect_core.cli.models import ModelChoice
-from reflect_core.cli.progress import Progress
+from reflect_core.cli.progress import Progress, duration
 from reflect_core.cli.settings import choose_folder
 from reflect_core.search import Event, ReflectionFlow, load
+from reflect_core.types import UserError
 
 PROMPT = "two red circles left of a blue star"
 
@@ -50,7 +51,8 @@ def test_an_accepted_picture_is_exit_code_0(fake, capsys, tmp_path):
     lines = [line for line in result.err.splitlines() if line.startswith("round ")]
     assert len(lines) == len(run.candidates)
     for candidate, line in zip(run.candidates, lines):
-        assert line.startswith(f"round {candidate.round}  picture {candidate.id + 1}/20  score {candidate.score:.2f}")
+        assert line.startswith(f"round {candidate.round}  candidate {candidate.id} ({candidate.id + 1} of 20)  "
+                               f"score {candidate.score:.2f}")
         for pair in candidate.request.context:
             assert line.endswith(pair.feedback)
 
@@ -130,6 +132,34 @@ def test_new_runs_get_folders_of_their_own(tmp_path):
     assert choose_folder("红色的圆", tmp_path).name.count("-") == 1
 
 
+class Breaks(FakeShapesGenerator):
+    """Draws so many times, and then something happens."""
+
+    def __init__(self, times, what):
+        super().__init__(flawed=1.0, mends=0.0)
+        self.times, self.what = times, what
+
+    def draw(self, requests, callback=None):
+        if len(self.batches) == self.times:
+            raise self.what
+        return super().draw(requests, callback)
+
+
+@pytest.mark.parametrize("what, code, said", [
+    (UserError("no room on the disk"), 2, "error: no room on the disk; what was drawn before is kept"),
+    (KeyboardInterrupt(), 130, "interrupted; nothing is lost")])
+def test_what_breaks_off_says_how_to_go_on(what, code, said, model, fake, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: Breaks(2, what))
+    folder = tmp_path / "a run"
+    result = inside(capsys, "run", PROMPT, "--model", model, "--chunk", 1, "--pictures", 4, "--quiet", "--out", folder)
+    assert result.code == code and result.out == ""
+    assert result.err.startswith(said) and result.err.endswith(f"go on with: reflect resume '{folder}'\n")
+    assert len(load(folder)[1].candidates) == 2
+    fake(flawed=1.0, mends=0.0)
+    assert inside(capsys, "resume", folder, "--quiet").code == 3
+    assert len(load(folder)[1].candidates) == 4
+
+
 # The model as it is: one process from the start to the end of a run's life.
 
 def run_arguments(model, out):
@@ -195,7 +225,7 @@ def test_interrupted_it_says_how_to_go_on_and_does(model, whole, capsys, tmp_pat
     process = subprocess.Popen([sys.executable, "-m", "reflect_core", *map(str, run_arguments(model, folder))],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
     for line in process.stderr:
-        if "picture 2/5" in line:
+        if "candidate 1 (2 of 5)" in line:
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -253,10 +283,24 @@ def test_in_a_terminal_there_is_a_bar_too():
                        text="no star"))
         progress(Event("reflected", 1, candidate=0, pictures=1, most_pictures=20, text="add a star"))
     text = stream.getvalue()
-    assert "round 0  picture 1/20  score 0.50  no star\n" in text
-    assert "step 3/10" in text and "add a star" in text
+    assert "round 0  candidate 0 (1 of 20)  score 0.50  no star\n" in text
+    assert "round 0  candidate 0  step 3/10" in text and "add a star" in text and "1/20 " in text
     quiet = Terminal()
     with Progress(quiet=True, stream=quiet) as progress:
         progress(Event("judged", 0, candidate=0, score=0.5, accepted=False, pictures=1, most_pictures=20))
         progress.say("words")
     assert quiet.getvalue() == ""
+
+
+def test_long_work_says_how_long_the_rest_takes(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("reflect_core.cli.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    # Three of ten were there already: they say nothing about the speed.
+    for seconds, done in ((0, 3.0), (60, 3.5), (120, 4.0), (840, 10.0)):
+        now[0] = 100.0 + seconds
+        progress.share(done, 10, "counting")
+    assert stream.getvalue().splitlines() == ["3 of 10 done: counting", "4 of 10 done: counting, about 12 min left",
+                                              "10 of 10 done: counting"]
+    assert (duration(8), duration(700), duration(10_000)) == ("8 s", "12 min", "2.8 h")

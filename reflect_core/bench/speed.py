@@ -23,7 +23,7 @@ from ..types import UserError
 
 LIMITS = {"first": 15.0, "all": 60.0, "memory": 1536.0, "overhead": 0.05, "large": 1.05, "small": 1.15}
 """What it should reach on two cores: seconds, seconds for 20 pictures, MiB, and ratios."""
-_FIRST = re.compile(rb"picture \d+/\d+  score")
+_FIRST = re.compile(rb"candidate \d+ .*  score")
 
 
 def time_run(prompt: str, pictures: int, model_arguments: Sequence[str] = (),

@@ -26,7 +26,7 @@ def describe(folder: Path, out: Path) -> dict[str, Any]:
     """The record in `folder` as a document, its tree written to `out`."""
     header, run = search.load(folder)
     # A policy of somebody else's is not known here; the best picture of all then is the answer.
-    known = header.policy.get("name") in POLICIES
+    known = header.policy.get("name") in list(POLICIES)
     chosen = policy_from_json(header.policy).choose(run) if known else run.best()
     tree, page = write_report(out, run, header, chosen)
     return as_document(folder, run, header, chosen, tree, page)
@@ -36,7 +36,7 @@ def replay(args: argparse.Namespace) -> int:
     """`reflect replay RUN`: draw everything again and compare."""
     folder = Path(args.run)
     header, run = search.load(folder)
-    choice = from_settings(header.settings.get("model", {}), args.model, args.lora, args.device)
+    choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
         generator = choice.load()

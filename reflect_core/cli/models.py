@@ -15,6 +15,10 @@ from typing import Any
 from ..presets.load import find_model, load_generator, preset_names, read_settings
 from ..types import Generator, UserError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
+             "options": "one --option for each"}
+"""What loads a model takes these too, but not as options."""
 WHOLE = 64 << 20
 """Files up to this size are hashed whole; of larger ones a sample of blocks."""
 BLOCK, BLOCKS = 64 << 10, 256
@@ -32,7 +36,12 @@ class ModelChoice:
             raise UserError(f"{lora}: no such file; expected a corrector's LoRA; try to check the path")
         self.device, self.dtype = device, dtype
         self.options = dict(options or {})
+        for name in self.options:
+            if name in ELSEWHERE:
+                raise UserError(f"--option {name} is no option of a model; try {ELSEWHERE[name]}")
         self.defaults, self.folder_options = read_settings(self.folder)
+        if self.lora is not None:  # what lies beside it comes on top, as when it is loaded
+            self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
 
     def load(self, **options: Any) -> Generator:
         """The generator. `options` go on top of the choice's own and are not part of it."""
@@ -46,14 +55,11 @@ class ModelChoice:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.dtype == "auto":
             self.dtype = "float32" if self.device == "cpu" else "bfloat16"
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
-            said = str(error).splitlines()[0]
-            raise UserError(f"the device {self.device!r} cannot be used ({said}); try --device cpu") from None
+        _check_device("--device ", self.device)
+        _check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra = {} if self.lora is None else {"lora": self.lora}
         return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
-                              **self.options, **options)
+                              **{**self.options, **options})
 
     def settings(self) -> dict[str, Any]:
         """What a record must know to load the same model again; call it after `load`."""
@@ -87,14 +93,27 @@ class ModelChoice:
             yield from (("lora/" + path.name, path) for path in files)
 
 
+def _check_device(flag: str, device: Any) -> None:
+    """UserError if torch cannot use a device. None is none."""
+    import torch
+
+    try:
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the device {device!r} cannot be used ({said}); try {flag}cpu") from None
+
+
 @contextmanager
 def leave_at_once() -> Iterator[None]:
     """While heavy libraries are imported, Ctrl+C ends the process on the spot, with exit code 130.
 
     An exception in the middle of their C++ start-up aborts the interpreter, now or at its end. There is
-    nothing to clean up yet.
+    nothing to clean up yet. A process that was told to ignore it, by `nohup` or a shell's `&`, ignores it.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -109,13 +128,27 @@ def leave_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def from_settings(settings: dict[str, Any], model: str | None = None, lora: str | None = None,
+def from_settings(settings: Any, model: str | None = None, lora: str | None = None,
                   device: str | None = None) -> ModelChoice:
-    """The model of a record, or where it is now if that is said. UserError if it is not there."""
-    if not isinstance(settings.get("folder"), str):
+    """The model of a record, or where it is now if that is said. UserError if it is not there.
+
+    `settings`: as `ModelChoice.settings` made them, or anything, where something else made the record.
+    """
+    known = settings if isinstance(settings, dict) else {}
+    folder = model or known.get("folder")
+    if not isinstance(folder, str):
         raise UserError("the record does not say which model drew it; it was not made by this command; try --model")
-    return ModelChoice(model or settings["folder"], lora or settings.get("lora"), device or settings["device"],
-                       settings["dtype"] if device is None else "auto", settings.get("options"))
+    before = {"device": known.get("device", "auto"), "dtype": known.get("dtype", "auto"), "lora": known.get("lora"),
+              "options": known.get("options") or {}}
+    right = {"device": isinstance(before["device"], str), "dtype": before["dtype"] in DTYPES,
+             "lora": before["lora"] is None or isinstance(before["lora"], str),
+             "options": isinstance(before["options"], dict)}
+    for name, good in right.items():
+        if not good:
+            raise UserError(f"the record says that its model's {name} was {before[name]!r}; expected what Reflect "
+                            "wrote; try a copy of the record")
+    return ModelChoice(folder, lora or before["lora"], device or before["device"],
+                       before["dtype"] if device is None else "auto", before["options"])
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

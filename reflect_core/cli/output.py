@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ def write_report(folder: Path, run: Run, header: Header, chosen: Candidate | Non
                             (page, lambda p: p.write_text(html_page(run, **about), encoding="utf-8"))):
             # Whoever looks at the page while it is written again sees the old one or the new one.
             scratch = path.with_name(f".{path.name}.tmp")
-            write(scratch)
-            os.replace(scratch, path)
+            try:
+                write(scratch)
+                os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"the tree cannot be written to {folder} ({error}); try another folder with --out") from error
+        raise UserError(f"the tree cannot be written to {folder} ({error}); the record is whole; try 'reflect show' "
+                        "with another --out") from error
     return tree, page
 
 
@@ -40,6 +45,7 @@ def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None
     return {
         "run": str(folder),
         "prompt": run.prompt,
+        "seed": run.seed,
         "accepted": chosen is not None and chosen.accepted,
         "best": None if chosen is None else _candidate(folder, chosen),
         "stopped": None if run.stopped is None else {"kind": run.stopped.kind, "reason": run.stopped.reason},
@@ -85,7 +91,7 @@ def as_table(document: dict[str, Any]) -> str:
                  ("reason", best["reason"])]
     stopped = document["stopped"]
     rows.append(("stopped", stopped["reason"] if stopped else "not yet; "
-                 f"go on with: reflect resume {document['run']}"))
+                 f"go on with: {resume_command(document['run'])}"))
     rows += [("drawn", f"{document['pictures']} pictures, {document['denoiser_evaluations']} denoiser evaluations, "
                        f"{document['judge_calls']} judge calls"),
              ("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
@@ -93,5 +99,11 @@ def as_table(document: dict[str, Any]) -> str:
     return "\n".join(f"{name:8} {readable(value)}" for name, value in rows)
 
 
+def resume_command(folder: str | Path) -> str:
+    """What to type to go on with a run."""
+    return f"reflect resume {shlex.quote(str(folder))}"
+
+
 def dumps(document: Any) -> str:
-    return json.dumps(document, indent=1)
+    # NaN is no JSON: other readers than Python's would refuse the whole document.
+    return json.dumps(document, indent=1, allow_nan=False)

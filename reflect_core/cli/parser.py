@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
 from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
 from ..search import POLICIES
 from ..types import UserError
+from .help import PICTURES, options_help, settings_help
+from .models import DTYPES
 
-PICTURES = 20
 MODEL = "shapes-flux"
-EXIT_CODES = """exit codes:
-  0    the judge accepted a picture (replay: every picture came out the same)
-  2    something is wrong with what was given; one line on stderr says what, nothing on disk was changed
-  3    finished without an accepted picture (replay: some picture came out differently)
-  130  interrupted by Ctrl+C; the record can be resumed
-"""
+WRONG = "something is wrong with what was given; one line on stderr says what; nothing on disk is harmed"
+
+
+def _exit_codes(good: str, bad: str | None, interrupted: str) -> str:
+    codes = {0: good, 2: WRONG, 3: bad, 130: f"interrupted by Ctrl+C; {interrupted}"}
+    return "\n".join(["exit codes:", *(f"  {code:<4} {said}" for code, said in codes.items() if said)])
+
+
+SEARCH_CODES = _exit_codes("the judge accepted a picture", "the search ended without an accepted picture",
+                           "'reflect resume' goes on with the run")
+REPLAY_CODES = _exit_codes("every picture came out the same", "some picture came out differently", "nothing is lost")
+SHOW_CODES = _exit_codes("picture and page are written", None, "the record is not touched")
+BENCH_CODES = _exit_codes("measured", None, "the same command goes on with 'bench shapes'")
+
+
+EXAMPLES = """examples:
+  reflect run "two red circles left of a blue star"
+  reflect run "three green squares" --policy best_of_n --pictures 8
+  reflect show runs/20260101-120000-three-green-squares
+  reflect COMMAND --help     all that a command takes"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="reflect", description="Draw, look, say what is wrong, draw again: a search for a picture "
-                     "that shows what its prompt asks for.", epilog=EXIT_CODES,
+                     "that shows what its prompt asks for.", epilog=f"{EXAMPLES}\n\n{SEARCH_CODES}",
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"reflect {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -45,16 +59,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(commands) -> None:
     parser = _command(commands, "run", "run:run", "draw a prompt until the judge accepts or the budget is spent",
-                      epilog=f"{_policy_settings()}\n{EXIT_CODES}")
+                      f"{settings_help()}\n\n{options_help()}\n\n{SEARCH_CODES}")
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw, e.g. 'two red circles left of a blue star'")
     _model(parser)
     group = parser.add_argument_group("the search")
     group.add_argument("--policy", default="reflection_flow", choices=[*POLICIES, "official"],
-                       help="how to search (default: %(default)s); 'official' is the script of the ReflectionFlow "
-                       "authors: its own number of pictures, all its rounds, its way of joining texts")
+                       help="how to search (default: %(default)s, which corrects pictures in rounds); best_of_n draws "
+                       "anew and keeps the best, noise_prompt also rewrites the prompt, and 'official' is "
+                       "reflection_flow as the script of its authors has it: 32 pictures from noise and 32 "
+                       "corrections, all of them drawn, and its way of joining texts")
     group.add_argument("--pictures", type=int, metavar="N", help="never more pictures than this (default: "
                        f"{PICTURES}; official: as many as it draws)")
-    group.add_argument("--evaluations", type=int, metavar="N", help="never more denoiser evaluations than this")
+    group.add_argument("--evaluations", type=int, metavar="N", help="never more denoiser evaluations than this (a "
+                       "picture takes one for each step)")
     group.add_argument("--judge-calls", type=int, metavar="N", help="never more judge calls than this")
     group.add_argument("--seconds", type=float, metavar="S", help="begin nothing new after so many seconds")
     group.add_argument("--judge", default="shapes", metavar="NAME", help="who judges, reflects and rewrites prompts: "
@@ -63,10 +80,11 @@ def _run(commands) -> None:
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                        help="a setting of the policy, see below; may be repeated")
     group = parser.add_argument_group("the pictures", "what is not given comes from the model's reflect.json")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="all noise follows from it (default: 0)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="all noise follows from it: the same seed "
+                       "gives the same run (default: 0)")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps of a picture")
-    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale")
-    group.add_argument("--size", metavar="N or WxH", help="pixels")
+    group.add_argument("--guidance", type=float, metavar="G", help="how closely to follow the prompt")
+    group.add_argument("--size", metavar="N or WxH", help="pixels, e.g. 64 or 1024x768")
     group.add_argument("--chunk", type=int, default=4, metavar="N", help="pictures for one call of the model; more "
                        "are faster each, fewer waste less when one is accepted (default: 4)")
     _output(parser)
@@ -74,21 +92,22 @@ def _run(commands) -> None:
 
 
 def _resume(commands) -> None:
-    parser = _command(commands, "resume", "run:resume", "go on with a run that was interrupted")
+    parser = _command(commands, "resume", "run:resume", "go on with a run that was interrupted", SEARCH_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     _moved_model(parser)
     _output(parser)
 
 
 def _replay(commands) -> None:
-    parser = _command(commands, "replay", "look:replay", "draw a run's pictures again and compare them to the bit")
+    parser = _command(commands, "replay", "look:replay", "draw a run's pictures again and compare them to the bit",
+                      REPLAY_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     _moved_model(parser)
     _output(parser)
 
 
 def _show(commands) -> None:
-    parser = _command(commands, "show", "look:show", "write a run's tree as a picture and as a web page")
+    parser = _command(commands, "show", "look:show", "write a run's tree as a picture and as a web page", SHOW_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     parser.add_argument("--out", metavar="FOLDER", help="where tree.png and index.html go (default: into RUN)")
     _output(parser)
@@ -100,10 +119,10 @@ def _bench(commands) -> None:
     kinds = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
 
     parser = _command(kinds, "shapes", "bench:shapes", "success of every policy on the evaluation set of the shapes "
-                      "world, with an exact judge and with one that errs")
+                      "world, with an exact judge and with one that errs", BENCH_CODES)
     _model(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all runs (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="prompts of each task (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="prompts of each task (default: all, 60)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all seven, and "
                         "'unseen')")
     parser.add_argument("--policies", nargs="+", metavar="NAME", help="only these rows of the table, e.g. 'best of 20'")
@@ -118,7 +137,7 @@ def _bench(commands) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
     parser = _command(kinds, "speed", "bench:speed", "time to the first and to 20 pictures, memory, corrector step, "
-                      "and what the search itself costs")
+                      "and what the search itself costs", BENCH_CODES)
     _model(parser)
     parser.add_argument("--prompt", default="three red circles left of a blue star and a yellow square", help="what "
                         "to draw (default: %(default)s)")
@@ -127,9 +146,8 @@ def _bench(commands) -> None:
     _output(parser)
 
 
-def _command(commands, name: str, target: str, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.",
-                                 epilog=epilog or EXIT_CODES,
+def _command(commands, name: str, target: str, help: str, epilog: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(command=_lazily(target))
     return parser
@@ -145,13 +163,15 @@ def _model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument("--model", default=MODEL, metavar="NAME or FOLDER", help="a bundled model by its name, or a "
                        "folder in diffusers layout (default: %(default)s)")
-    group.add_argument("--lora", metavar="FILE", help="the corrector's weights (default: those in the model's folder)")
+    group.add_argument("--lora", metavar="FILE", help="the corrector's weights, a .safetensors file "
+                       "(default: those in the model's folder)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: cuda where "
                        "there is one)")
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+    group.add_argument("--dtype", default="auto", choices=DTYPES,
                        help="default: float32 on the cpu, else bfloat16")
     group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", dest="options",
-                       help="an option of the model's family, e.g. text_join=search; may be repeated")
+                       help="an option of the model, e.g. max_batch=1, see 'reflect run --help'; may be "
+                       "repeated")
 
 
 def _moved_model(parser: argparse.ArgumentParser) -> None:
@@ -164,11 +184,3 @@ def _moved_model(parser: argparse.ArgumentParser) -> None:
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of text")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-
-
-def _policy_settings() -> str:
-    lines = ["settings of the policies, for --set (default: what fits the number of pictures):"]
-    for name, policy in POLICIES.items():
-        lines.append(f"  {name}")
-        lines += [f"    {f.name}={'' if f.default is None else str(f.default).lower()}" for f in fields(policy)]
-    return "\n".join(lines) + "\n"

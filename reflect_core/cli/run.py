@@ -9,11 +9,12 @@ from typing import Any
 from .. import search
 from ..search import Stepper
 from ..search.run import Run
+from ..types import UserError
 from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
 from .judges import find_judge
 from .look import describe
 from .models import ModelChoice, from_settings
-from .output import as_document, as_table, dumps, write_report
+from .output import as_document, as_table, dumps, resume_command, write_report
 from .progress import Progress
 from .settings import (
     OFFICIAL_OPTIONS,
@@ -64,7 +65,7 @@ def resume(args: argparse.Namespace) -> int:
     if run.stopped is not None:
         # It has come to its end: nothing to draw, so no model to wait for.
         return _tell(describe(folder, folder), args.json)
-    choice = from_settings(header.settings.get("model", {}), args.model, args.lora, args.device)
+    choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
     judge = header.settings.get("judge", "shapes")
     actors = find_judge(judge).actors(folder)
     with Progress(args.quiet) as progress:
@@ -83,8 +84,11 @@ def _drive(stepper: Stepper, folder: Path, progress: Progress, as_json: bool) ->
         try:
             run = stepper.run()
         except KeyboardInterrupt:
-            progress.say(f"interrupted; nothing is lost, go on with: reflect resume {folder}")
+            progress.say(f"interrupted; nothing is lost, go on with: {resume_command(folder)}", always=True)
             return INTERRUPTED
+        except UserError as error:
+            raise UserError(f"{error}; what was drawn before is kept: once that is mended, go on with: "
+                            f"{resume_command(folder)}") from error
         chosen = stepper.best
     progress.__exit__()
     tree, page = write_report(folder, run, stepper.record.header, chosen)

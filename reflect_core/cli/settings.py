@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from ..search import POLICIES, Budget, Policy, ReflectionFlow, policy_from_json
+from ..search.record import LINES
 from ..types import Request, UserError
-from .parser import PICTURES
+from .help import PICTURES
+from .output import PAGE, TREE, resume_command
+from .person import LOOK
 
 OFFICIAL_OPTIONS = {"text_join": "search"}
 """How the published search joins prompt and reflection; part of the preset 'official'."""
+
+
+MOST_STEPS, MOST_PIXELS = 1000, 16_384
+"""No model has a use for more; a typing mistake has, and would end in an error of the machine's memory."""
 
 
 def named_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -56,7 +63,12 @@ def make_request(args: argparse.Namespace, defaults: dict[str, Any]) -> Request:
     values |= {k: v for k in ("steps", "guidance") if (v := getattr(args, k)) is not None}
     if args.size is not None:
         values["width"], values["height"] = _size(args.size)
-    return Request(args.prompt, args.seed, **values)
+    request = Request(args.prompt, args.seed, **values)
+    for name, most in (("steps", MOST_STEPS), ("width", MOST_PIXELS), ("height", MOST_PIXELS)):
+        if getattr(request, name) > most:
+            raise UserError(f"{name} is {getattr(request, name)}; expected {most:,} at most; FLUX.1-dev is meant for "
+                            "28 steps and 1024 pixels a side")
+    return request
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -78,9 +90,23 @@ def choose_folder(prompt: str, runs: Path = Path("runs")) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError if a record cannot be started there. Leaves no trace."""
-    if (folder / "run.jsonl").exists():
-        raise UserError(f"{folder} already holds a record; try 'reflect resume {folder}', or another --out")
+    """UserError if a record cannot be started there, or would write over something. Leaves no trace."""
+    try:
+        _check_folder(folder)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        # A name that is too long, a folder that may not be looked into, a zero byte.
+        raise UserError(f"the output folder {folder} cannot be made ({error}); try another --out") from error
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / LINES).exists():
+        raise UserError(f"{folder} already holds a record; try '{resume_command(folder)}', or another --out")
+    for name in (TREE, PAGE, LOOK):
+        if (folder / name).exists():
+            raise UserError(f"the output folder {folder} already holds {name}, which a run writes; expected an empty "
+                            "or a new folder; try another --out")
     at = folder.absolute()
     while not at.exists():
         at = at.parent

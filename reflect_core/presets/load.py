@@ -42,7 +42,10 @@ def find_model(name_or_folder: str | Path) -> Path:
     """
     if str(name_or_folder) in preset_names():
         return Path(__file__).parent / str(name_or_folder)
-    folder = Path(name_or_folder).expanduser()
+    try:
+        folder = Path(name_or_folder).expanduser()
+    except RuntimeError:  # `~somebody` whom the system does not know
+        folder = Path(name_or_folder)
     if not folder.is_dir():
         names = ", ".join(preset_names()) or "(no model is bundled)"
         raise UserError(f"{name_or_folder}: is neither a bundled model nor a folder; expected one of "

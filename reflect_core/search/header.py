@@ -72,6 +72,8 @@ def header_from_json(data: Any) -> Header:
         raise UserError("the first line is not a header")
     if data.get("format") != FORMAT:
         raise UserError(f"format {data.get('format')!r}; expected {FORMAT}; try another version of Reflect")
+    for name in ("policy", "settings", "versions"):
+        codec.mapping(data.get(name, {}), f"the header's {name}")
     return codec.flat_from_json(Header, data, request=codec.request_from_json(data.get("request")),
                                 budget=Budget.from_json(data.get("budget")))
 

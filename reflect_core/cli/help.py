@@ -1,0 +1,86 @@
+"""What the settings of policies and the options of models mean, in a line each, for `reflect run --help`.
+
+Said here and not taken from the classes: their docstrings are for programmers, and the models' classes
+are behind torch, which a help text must not wait for. The tests compare the names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from textwrap import wrap
+
+from ..search import POLICIES
+
+PICTURES = 20
+"""The number of pictures if nothing is said."""
+
+SETTINGS = {
+    "n": "pictures",
+    "early_stop": "stop at the first picture that the judge accepts",
+    "pool": "pictures from noise to begin with; the best of them are then corrected",
+    "branches": "pictures that are followed side by side",
+    "rounds": "how often each of them is drawn again",
+    "reflect": "tell the corrector in words what to change",
+    "refine": "rewrite the prompt before each correction",
+    "parents": "what is corrected next: 'chain', each branch's best so far; 'best', the best of all; 'last', the "
+               "round before, good or bad",
+    "pool_in_choice": "a picture of the pool may be the answer",
+    "judge_again": "judge each correction a second time, as the official script does",
+    "silent": "when there is nothing to say of a picture: 'redraw' from new noise, or 'correct' without words",
+    "reflect_again": "ask for new words when the same picture is corrected again",
+    "patience": "give a picture up after so many worse corrections in a row; null: never",
+    "repeat_parents": "with fewer pictures than branches, correct some several times",
+    "pool_steps": "denoising steps of the pool; null: as --steps",
+    "corrector_steps": "denoising steps of a correction; null: as --steps",
+    "corrector_guidance": "guidance of a correction; null: as --guidance",
+}
+SINGULAR = {"noise_prompt": {"rounds": "how often a picture is drawn, each time from a rewritten prompt"}}
+"""Where a policy means something else by the same name."""
+
+FLUX_OPTIONS = {
+    "max_batch": "pictures drawn at once (8); 1 needs the least memory",
+    "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with FLUX.1-dev",
+    "text_join": "how prompt and reflection become one text: 'train', as the corrector learned it, or 'search', as the "
+                 "published search does",
+    "condition_size": "pixels a side to which the flawed picture is brought (512)",
+    "condition_offset": "where the flawed picture lies for the model, [rows, columns]; null: to the left",
+    "condition_scale": "how strongly the flawed picture is looked at (1)",
+    "posterior": "how the flawed picture is encoded: 'sample' or 'mode'",
+    "true_cfg_scale": "classifier-free guidance on top of FLUX's own, at twice the cost; 1: off",
+    "union_cond_attn": "false hides the flawed picture from the model, for experiments",
+    "latent_lora": "true puts the corrector's weights on all tokens, for experiments",
+    "max_sequence_length": "tokens of T5 (512)",
+    "text_cache": "texts that are kept encoded (64)",
+    "condition_cache": "pictures that are kept encoded (64)",
+}
+
+
+def settings_help() -> str:
+    """All settings of all policies with their defaults."""
+    lines = [f"settings of the policies, for --set (with their values for {PICTURES} pictures):"]
+    for name, policy in POLICIES.items():
+        lines.append(f"  {name}")
+        values = policy.for_budget(PICTURES)
+        said = {**SETTINGS, **SINGULAR.get(name, {})}
+        lines += _list({f"{f.name}={_value(getattr(values, f.name))}": said[f.name] for f in fields(policy)})
+    return "\n".join(lines)
+
+
+def options_help() -> str:
+    return "\n".join(["options of FLUX models, for --option (with what holds if reflect.json says nothing else):",
+                      *_list(FLUX_OPTIONS)])
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _list(said: Mapping[str, str], column: int = 26, width: int = 100) -> list[str]:
+    lines = []
+    for name, words in said.items():
+        first, *others = wrap(words, width - column)
+        lines.append(f"    {name:{column - 4}}{first}" if len(name) < column - 4 else f"    {name}  {first}")
+        lines += [" " * column + line for line in others]
+    return lines
