@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from command import ENVIRONMENT, ROOT, contents, inside, reflect, write_tiny_model
@@ -262,6 +263,11 @@ def test_the_fingerprint_knows_every_part(model, tmp_path):
         copy = shutil.copytree(model, tmp_path / part.replace("/", "-"))
         (copy / part).write_bytes((copy / part).read_bytes() + b" ")
         assert ModelChoice(str(copy)).fingerprint() != first
+    lora = shutil.copytree(model / "lora", tmp_path / "my-lora")
+    brought = ModelChoice(str(model), str(lora)).fingerprint()
+    (lora / "reflect.json").write_text('{"options": {"posterior": "mode"}}')
+    assert ModelChoice(str(model), str(lora)).fingerprint() != brought
+    assert ModelChoice(str(model), str(next(lora.glob("*.safetensors")))).fingerprint() != brought
     copy = shutil.copytree(model, tmp_path / "copy")
     (copy / "README.md").write_text("words")
     assert ModelChoice(str(copy)).fingerprint() == first
@@ -290,6 +296,18 @@ def test_in_a_terminal_there_is_a_bar_too():
         progress(Event("judged", 0, candidate=0, score=0.5, accepted=False, pictures=1, most_pictures=20))
         progress.say("words")
     assert quiet.getvalue() == ""
+
+
+def test_a_warning_is_a_line_above_the_bar():
+    stream, before = Terminal(), warnings.showwarning
+    with Progress(stream=stream) as progress:
+        progress(Event("planned", 0, most_pictures=20))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = progress._warn  # pytest's own is put in its place by catch_warnings
+            warnings.warn("T5 does not see the end", stacklevel=1)
+    assert "warning: T5 does not see the end\n" in stream.getvalue() and ".py" not in stream.getvalue()
+    assert warnings.showwarning is before
 
 
 def test_long_work_says_how_long_the_rest_takes(monkeypatch):

@@ -40,6 +40,9 @@ class ModelChoice:
             if name in ELSEWHERE:
                 raise UserError(f"--option {name} is no option of a model; try {ELSEWHERE[name]}")
         self.defaults, self.folder_options = read_settings(self.folder)
+        if self.lora is not None:
+            # A LoRA may bring the options that it was trained with, see `FluxCorrector.from_folder`.
+            self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
         if self.lora is not None:  # what lies beside it comes on top, as when it is loaded
             self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
 

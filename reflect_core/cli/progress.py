@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import TextIO
 
 from tqdm import tqdm
@@ -31,13 +32,25 @@ class Progress:
         self._best = ""
         self._whole = 0
         self._begun: tuple[float, float] | None = None
+        self._show_warning = warnings.showwarning
 
     def __enter__(self) -> Progress:
+        warnings.showwarning = self._warn
         return self
 
     def __exit__(self, *_: object) -> None:
+        warnings.showwarning = self._show_warning
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, so that the result can be printed."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
+
+    def _warn(self, message: Warning | str, *_: object) -> None:
+        """A warning in one line, above the bar; Python's own way shows the line of code that gave it."""
+        self.say(f"warning: {message}", always=True)
 
     def say(self, text: str, always: bool = False) -> None:
         """A line of its own, e.g. what is being loaded. `always`: said even to who wants no progress."""

@@ -90,7 +90,7 @@ def _drive(stepper: Stepper, folder: Path, progress: Progress, as_json: bool) ->
             raise UserError(f"{error}; what was drawn before is kept: once that is mended, go on with: "
                             f"{resume_command(folder)}") from error
         chosen = stepper.best
-    progress.__exit__()
+    progress.close()
     tree, page = write_report(folder, run, stepper.record.header, chosen)
     return _tell(as_document(folder, run, stepper.record.header, chosen, tree, page), as_json)
 
