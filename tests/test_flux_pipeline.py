@@ -293,6 +293,22 @@ def test_too_little_memory_says_what_to_change(folder, monkeypatch, error):
         FluxCorrector.from_folder(folder)
 
 
+def test_a_lora_brings_the_options_it_was_trained_with(tmp_path, folder):
+    """On top of the model's own, beneath what the caller says; from a folder and from the file in it."""
+    from reflect_core.cli.models import ModelChoice
+
+    tiny_lora(tiny_transformer()).save(tmp_path)
+    without = ModelChoice(str(folder), str(tmp_path)).fingerprint()
+    (tmp_path / "reflect.json").write_text('{"options": {"condition_size": 24, "condition_offset": [0, 0]}}')
+    for lora in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
+        options = FluxCorrector.from_folder(folder, lora=lora).options
+        assert (options.condition_size, options.condition_offset) == (24, (0, 0))
+        assert options.max_sequence_length == TEXT_LENGTH  # of the model's reflect.json
+        assert FluxCorrector.from_folder(folder, lora=lora, condition_size=8).options.condition_size == 8
+    assert FluxCorrector.from_folder(folder).options.condition_size == CONDITION_SIZE
+    assert ModelChoice(str(folder), str(tmp_path)).fingerprint() != without
+
+
 def test_a_model_without_lora_draws_plain_only(tmp_path, folder, corrector):
     bare = FluxCorrector.from_folder(write_tiny_flux(tmp_path, lora=False))
     assert (bare.max_context, corrector.max_context) == (0, 1)
