@@ -12,21 +12,23 @@ from reflect_core.bench import statistics
 from reflect_core.bench.entrants import ENTRANTS, choose_entrants
 from reflect_core.bench.fixes import OWN, SYNTHETIC, _kept
 from reflect_core.bench.lockstep import NotDrawn, SharedGenerator, SharedVerifier, drive
+from reflect_core.bench.log import UNITS, UnitLog, code_state
 from reflect_core.bench.plot import write_plot
-from reflect_core.bench.shapes import UNITS, UNSEEN, Settings, choose_prompts, run_benchmark
+from reflect_core.bench.shapes import UNSEEN, Settings, choose_prompts, run_benchmark
 from reflect_core.bench.table import markdown, report
 from reflect_core.cli.models import ModelChoice
 from reflect_core.refiners import ShapesRefiner
 from reflect_core.reflectors import ShapesReflector
-from reflect_core.search import start
+from reflect_core.search import BestOfN, start
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.scene import Obj
 from reflect_core.types import Request, UserError
 from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
 
 NAMES = ("one picture", "best of 4", "best of 20", "ReflectionFlow 4", "ReflectionFlow 20")
-SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), policies=NAMES, steps=4)
 ROWS = choose_entrants(list(NAMES))
+SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), steps=4,
+                    policies={e.name: e.policy.to_json() for e in ROWS})
 
 
 def test_runs_in_lock_step_are_the_runs_alone():
@@ -145,9 +147,61 @@ def test_other_settings_do_not_mix(tmp_path):
     with pytest.raises(UserError, match="other limit, tasks"):
         run_benchmark(SETTINGS, ROWS, FakeShapesGenerator(), tmp_path)
     assert (tmp_path / UNITS).read_bytes() == before
-    (tmp_path / UNITS).write_bytes(before.replace(b'{"unit"', b'["unit"'))
-    with pytest.raises(UserError, match="line 2 of"):
-        run_benchmark(replace(SETTINGS, limit=1, tasks=("colors",)), ROWS, FakeShapesGenerator(), tmp_path)
+    mine = replace(SETTINGS, limit=1, tasks=("colors",))
+    with pytest.raises(UserError, match="other evaluation_set"):
+        run_benchmark(replace(mine, evaluation_set="of old"), ROWS, FakeShapesGenerator(), tmp_path)
+    with pytest.raises(UserError, match="other policies"):
+        run_benchmark(replace(mine, policies={**mine.policies, NAMES[0]: BestOfN(2).to_json()}), ROWS,
+                      FakeShapesGenerator(), tmp_path)
+    for damaged in (before.replace(b'{"unit"', b'["unit"'), before.split(b"\n")[0] + b"\n[]\n", b"[1]\n"):
+        (tmp_path / UNITS).write_bytes(damaged)
+        with pytest.raises(UserError, match="line [12] of"):
+            run_benchmark(mine, ROWS, FakeShapesGenerator(), tmp_path)
+        assert (tmp_path / UNITS).read_bytes() == damaged
+
+
+def test_only_one_process_at_a_time_writes(tmp_path):
+    with UnitLog(tmp_path, {"a": 1}), pytest.raises(UserError, match="written by another process"):
+        UnitLog(tmp_path, {"a": 1})
+    UnitLog(tmp_path, {"a": 1}).__exit__()
+
+
+def test_a_full_disk_is_told_and_costs_the_unit_in_progress(tmp_path, monkeypatch):
+    with UnitLog(tmp_path, {"a": 1}) as log:
+        log.append({"unit": 0, "column": "colors", "runs": [], "fixes": []})
+        before = (tmp_path / UNITS).read_bytes()
+
+        def full(handle):
+            raise OSError(28, "No space left on device")
+        monkeypatch.setattr("reflect_core.bench.log.os.fsync", full)
+        with pytest.raises(UserError, match="No space left.*what is finished is kept"):
+            log.append({"unit": 1})
+    (tmp_path / UNITS).write_bytes(before + b'{"unit": 1, "co')
+    monkeypatch.undo()
+    with UnitLog(tmp_path, {"a": 1}) as log:
+        assert [unit["unit"] for unit in log.units] == [0]
+    assert (tmp_path / UNITS).read_bytes() == before
+
+
+def test_what_cannot_be_done_is_told_before_the_log_is_begun(tmp_path):
+    class Plain(FakeShapesGenerator):
+        max_context = 0
+    for settings, generator, said in (
+            (replace(SETTINGS, width=1024, height=1024), FakeShapesGenerator(), "draws 1024x1024"),
+            (replace(SETTINGS, steps=0), FakeShapesGenerator(), "steps must be"),
+            (replace(SETTINGS, guidance=float("nan")), FakeShapesGenerator(), "guidance must be"),
+            (replace(SETTINGS, seed=-1), FakeShapesGenerator(), "the seed must be"),
+            (SETTINGS, Plain(), "'ReflectionFlow 4' corrects pictures")):
+        with pytest.raises(UserError, match=said):
+            run_benchmark(settings, ROWS, generator, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_units_of_two_states_of_the_code_are_not_passed_off_as_one(units):
+    assert {unit["code"] for unit in units} == {code_state()}
+    assert "CAUTION" not in report(statistics.summarise(units), 0.1)
+    mixed = [{**units[0], "code": "of old"}, *units[1:]]
+    assert "CAUTION: 2 states of the code" in report(statistics.summarise(mixed), 0.1)
 
 
 def test_prompts_are_all_there_and_limited_evenly():
@@ -160,19 +214,6 @@ def test_prompts_are_all_there_and_limited_evenly():
 
 
 # Numbers.
-
-def test_intervals():
-    # Wilson's interval for 8 of 10 (Wikipedia's formula by hand): 0.490 to 0.943.
-    assert np.allclose(statistics.wilson(8, 10), (0.4902, 0.9433), atol=2e-4)
-    assert statistics.wilson(0, 20)[0] == 0 and statistics.wilson(20, 20)[1] == 1
-    rng = np.random.default_rng(0)
-    groups = [rng.integers(0, 2, 60) for _ in range(7)]
-    low, high = statistics.bootstrap(groups)
-    mean = np.mean([g.mean() for g in groups])
-    spread = 1.96 * np.sqrt(sum(g.var() / 60 for g in groups)) / 7
-    assert abs((high - low) / 2 - spread) < 0.1 * spread and abs((low + high) / 2 - mean) < 0.1 * spread
-    assert statistics.bootstrap(groups) == (low, high)
-
 
 def test_the_summary_adds_up(units):
     summary = statistics.summarise(units)
@@ -196,7 +237,11 @@ def test_the_summary_adds_up(units):
             assert d["interval"][0] <= d["difference"] <= d["interval"][1]
     cells = summary["fixes"]["by task"]["all"]
     fixes = [f for u in units for f in u["fixes"]]
-    assert cells[OWN]["count"] + cells[SYNTHETIC]["count"] == len(fixes)
+    of_tasks = [f for f in fixes if not f["unseen"]]
+    assert cells[OWN]["count"] + cells[SYNTHETIC]["count"] == len(of_tasks) < len(fixes)
+    own = [f for f in of_tasks if f["source"] == OWN]
+    assert cells[OWN]["difference"] == pytest.approx(np.mean([f["fixed"] - f["fresh"] for f in own]))
+    assert cells[OWN]["prompts"] == len({f["prompt"] for f in own}) <= len(own)
     assert sum(c[OWN]["count"] for k, c in summary["fixes"]["by kind"].items() if k != "all") == cells[OWN]["count"]
     json.dumps(summary)
 
@@ -216,6 +261,9 @@ def test_the_report_and_the_plot(units, tmp_path):
     for name in NAMES:
         assert text.count(f"| {name} ") == 2
     assert "compose: ReflectionFlow 20 minus best of 20 = " in text and "| counting" in text
+    assert "own failures: fix minus fresh = " in text
+    only_unseen = report(statistics.summarise(units[2:]), 0.1)
+    assert "| unseen" in only_unseen and "mean of tasks" not in only_unseen and "nan" not in only_unseen
     from PIL import Image
     assert Image.open(write_plot(summary, tmp_path / "plots" / "plot.png", 0.1)).width > 1000
 
@@ -241,6 +289,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     result = inside(capsys, *arguments)
     assert result.code == 0 and "2 of 2 done" in result.err
     document = json.loads((tmp_path / "all.json").read_text())
+    assert document["settings"]["policies"]["best of 8"] == BestOfN(8).to_json()
+    assert document["machine"]["threads"] >= 1 and document["versions"]["torch"]
     assert document["settings"]["limit"] == 1 and document["results"]["exact"].keys() == {"one picture", "best of 8"}
     assert (tmp_path / "out" / "shapes.png").exists()
     again = inside(capsys, *arguments)

@@ -26,6 +26,10 @@ def test_it_measures_a_run_from_the_outside(model, capsys):
     assert document["steps"]["large"]["total_tokens"] == 1408 and document["steps"]["small"]["total_tokens"] == 144
     assert "candidate 2 (3 of 3)" in result.err
     text = speed.report(run, document["steps"], document["machine"])
+    assert "itself" in text and "for starting, loading and the report" in text
+    assert run["search_seconds"] == pytest.approx(sum(run["seconds_by_actor"].values()) + run["overhead_seconds"],
+                                                  abs=0.01)
+    assert run["overhead_share"] == pytest.approx(run["overhead_seconds"] / run["search_seconds"], rel=0.05)
     assert "first picture" in text and "corrector step / plain, 144 tokens" in text and "goal 15: " in text
 
 

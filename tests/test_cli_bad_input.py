@@ -63,6 +63,12 @@ def broken(model, tmp_path):
     (["bench", "shapes", "--policies", "luck"], "there is no policy 'luck'"),
     (["bench", "shapes", "--tasks", "luck"], "there is no task 'luck'"),
     (["bench", "shapes", "--flip", "2"], "--flip is 2"),
+    (["bench", "shapes", "--steps", "0"], "steps must be a whole number from 1 on"),
+    (["bench", "shapes", "--guidance", "nan"], "guidance must be"),
+    (["bench", "shapes", "--seed", "-1"], "the seed must be"),
+    (["bench", "shapes", "--option", "max_batch=4"], "in a benchmark --batch does"),
+    (["bench", "shapes", "--json", "."], "try another --json"),
+    (["bench", "shapes", "--model", "no-such-model", "--json", "all.json"], "neither a bundled model nor a folder"),
     (["bench", "speed", "--pictures", "0"], "--pictures and --repeats"),
 ])
 def test_told_before_anything_is_loaded(arguments, said, capsys, tmp_path, monkeypatch):

@@ -63,7 +63,8 @@ def measure_fixes(prompts: Sequence[EvaluationPrompt], requests: Sequence[Reques
         told = fixes[:reflector.limit]
         untouched = [o for o in seen(flaw.verdict) if all(fix.obj != o for fix in told)]
         rows.append({
-            "source": flaw.source, "task": flaw.prompt.task, "unseen": flaw.prompt.unseen, "kind": told[0].kind,
+            "source": flaw.source, "prompt": flaw.prompt.prompt, "task": flaw.prompt.task,
+            "unseen": flaw.prompt.unseen, "kind": told[0].kind if told else None,
             "flaws": len(fixes), "fixed": after.accepted, "fresh": anew.accepted,
             "before": flaw.verdict.score, "after": after.score,
             "untouched": len(untouched), "kept": _kept(untouched, seen(after)),

@@ -90,5 +90,9 @@ def _legend(summary: dict[str, Any], flip: float) -> list:
                for family, colour in COLOURS.items()
                if any(e.family == family and e.name in p for e in ENTRANTS for p in summary["curves"].values())]
     names = {EXACT: "exact judge", ERRING: f"judge errs ({flip:g})"}
+    flows = [e for e in ENTRANTS if e.family == REFLECTION and any(e.name in p for p in summary["curves"].values())]
+    if flows:
+        handles.append(Line2D([], [], color=COLOURS[REFLECTION], linewidth=0.9, alpha=0.45,
+                              label=f"course of {flows[-1].name}"))
     return handles + [Line2D([], [], color="#444", linestyle=STYLES[judge], label=names[judge])
                       for judge in summary["curves"]]

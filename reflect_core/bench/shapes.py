@@ -1,52 +1,54 @@
 """The shapes benchmark: every policy on the fixed evaluation prompts, with an exact judge and one that errs.
 
 Work goes in units of a few dozen prompts of one task. A unit runs all policies under both judges in
-lock-step (`lockstep.py`), measures fix rates (`fixes.py`) and is then one line of `units.jsonl`; an
+lock-step (`lockstep.py`), measures fix rates (`fixes.py`) and is then one line of the log (`log.py`); an
 interruption costs the unit in progress. Success is always by the exact detector, whoever judged.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..refiners import ShapesRefiner
 from ..reflectors import ShapesReflector
-from ..search import Stepper, derive_seed, start
-from ..shapes.evaluation import EvaluationPrompt, evaluation_prompts
+from ..search import Run, Stepper, derive_seed, start
+from ..shapes.evaluation import DATA, EvaluationPrompt, evaluation_prompts
 from ..shapes.sample import TASKS
+from ..shapes.scene import SIZE
 from ..types import Generator, Request, UserError, Verifier
 from ..verifiers import FlippingVerifier, ShapesVerifier
-from .entrants import Entrant
+from .entrants import ONE, Entrant
 from .fixes import measure_fixes
 from .lockstep import SharedGenerator, SharedVerifier, drive
+from .log import UnitLog, code_state
 
 EXACT, ERRING = "exact", "erring"
 UNSEEN = "unseen"
 """The column of prompts that name a colour and shape which training never shows together."""
+MOST_STEPS = 1000
 UNIT = 30
 """Prompts that are worked on together."""
 CHUNK = 1
 """Every run draws one picture at a time, so that none pays for pictures beyond its first accepted one;
 the batches are made across runs."""
-UNITS = "units.jsonl"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a result depends on; the first line of `units.jsonl`."""
+    """All that a result depends on, but the code: the first line of the log."""
 
     model: str
     fingerprint: str
     seed: int = 0
     limit: int | None = None
     tasks: tuple[str, ...] = (*TASKS, UNSEEN)
-    policies: tuple[str, ...] = ()
+    policies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the names of the table's rows, each with all its settings."""
     flip: float = 0.1
     width: int = 64
     height: int = 64
@@ -55,6 +57,7 @@ class Settings:
     batch: int = 32
     device: str = "cpu"
     dtype: str = "float32"
+    evaluation_set: str = field(default_factory=lambda: hashlib.sha256(DATA.read_text("utf-8").encode()).hexdigest())
 
 
 Progress = Callable[[float, int, str], None]
@@ -87,19 +90,39 @@ def _spread(prompts: Sequence[EvaluationPrompt], limit: int | None) -> Sequence[
 def run_benchmark(settings: Settings, entrants: Sequence[Entrant], generator: Generator, folder: Path,
                   on_progress: Progress | None = None) -> list[dict[str, Any]]:
     """Do what is not done yet, and return all units. UserError if `folder` holds another benchmark's work."""
-    units = _units(settings)
+    check(settings, entrants, generator)
+    units, code = _units(settings), code_state()
     tell = on_progress or (lambda done, total, text: None)
-    with _Log(folder, settings) as log:
+    with UnitLog(folder, asdict(settings)) as log:
         done = {unit["unit"]: unit for unit in log.units}
         for number, (column, prompts) in enumerate(units):
             if number not in done:
                 begun = len(done)
-                done[number] = {"unit": number, "column": column, **_work(
+                done[number] = {"unit": number, "column": column, "code": code, **_work(
                     settings, entrants, prompts, generator,
                     lambda share, text: tell(begun + share, len(units), text), column)}  # noqa: B023
                 log.append(done[number])
             tell(len(done), len(units), column)
     return [done[number] for number in sorted(done)]
+
+
+def check(settings: Settings, entrants: Sequence[Entrant], generator: Generator | None = None) -> None:
+    """UserError for what would only be found in the middle of the work, or after the log was begun."""
+    if (settings.width, settings.height) != (SIZE, SIZE):
+        raise UserError(f"the model draws {settings.width}x{settings.height}; the benchmark's judge reads pictures of "
+                        f"{SIZE}x{SIZE} only; try a model that draws the shapes world")
+    Run(replace(_request(settings, "a circle"), seed=settings.seed))
+    if settings.steps > MOST_STEPS:
+        raise UserError(f"steps is {settings.steps}; expected {MOST_STEPS:,} at most")
+    for entrant in entrants:
+        if generator is not None and entrant.policy.max_context > generator.max_context:
+            raise UserError(f"the policy {entrant.name!r} corrects pictures, and the model has no corrector; try "
+                            f"--lora, or only policies that draw anew: --policies '{ONE}' 'best of 20'")
+
+
+def _request(settings: Settings, prompt: str) -> Request:
+    return Request(prompt, derive_seed(settings.seed, f"bench {prompt}"), settings.width, settings.height,
+                   settings.steps, settings.guidance)
 
 
 def _units(settings: Settings) -> list[tuple[str, list[EvaluationPrompt]]]:
@@ -115,8 +138,7 @@ def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[Eva
     judges: dict[str, Verifier] = {EXACT: exact}
     if settings.flip > 0:
         judges[ERRING] = SharedVerifier(FlippingVerifier(exact, settings.flip, settings.seed))
-    requests = [Request(p.prompt, derive_seed(settings.seed, f"bench {p.prompt}"), settings.width, settings.height,
-                        settings.steps, settings.guidance) for p in prompts]
+    requests = [_request(settings, p.prompt) for p in prompts]
     reflector, refiner = ShapesReflector(), ShapesRefiner(settings.seed)
     keys, steppers = [], []
     for judge, verifier in judges.items():
@@ -148,49 +170,3 @@ def _outcome(stepper: Stepper, exact: SharedVerifier) -> dict[str, Any]:
     return {"right": right[stepper.best.id], "pictures": total.pictures, "evaluations": total.denoiser_evaluations,
             "judge_calls": total.judge_calls,
             "seconds": round(sum(c.cost.seconds for c in run.candidates), 4), "curve": curve}
-
-
-class _Log:
-    """`units.jsonl`: the settings, then a unit a line, each on the disk before the next one begins."""
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.path = folder / UNITS
-        wanted = json.loads(json.dumps(asdict(settings)))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            content = self.path.read_bytes() if self.path.exists() else b""
-            lines = _whole_lines(self.path, content)
-            if lines and lines[0] != wanted:
-                other = sorted(k for k in wanted if lines[0].get(k) != wanted[k])
-                raise UserError(f"{self.path} holds the work of another benchmark (other {', '.join(other)}); try "
-                                "another --out, or remove it")
-            self.units = lines[1:]
-            self._file = open(self.path, "ab")
-            # What a kill left of a line is cut off.
-            self._file.truncate(content.rfind(b"\n") + 1)
-            if not lines:
-                self.append(wanted)
-        except OSError as error:
-            raise UserError(f"the folder {folder} cannot be written ({error}); try another --out") from error
-
-    def append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _whole_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
-    def parsed() -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"line {number} of {path} is damaged ({error}); try to remove it and what follows "
-                                "it, and start again") from error
-    return list(parsed())

@@ -52,6 +52,8 @@ def time_run(prompt: str, pictures: int, model_arguments: Sequence[str] = (),
             code, memory = _wait(process)
         except BaseException:
             process.kill()
+            # Its folder can only be removed when it has gone.
+            process.wait()
             raise
         finally:
             reader.join()
@@ -65,7 +67,10 @@ def time_run(prompt: str, pictures: int, model_arguments: Sequence[str] = (),
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, float | None]:
-    """Exit code and peak memory in MiB; None where the system does not tell it."""
+    """Exit code and peak memory in MiB; None where the system does not tell it.
+
+    Linux counts what the parent held when it started the child, so this must come before torch is imported here.
+    """
     if not hasattr(os, "wait4"):
         return process.wait(), None
     _, status, usage = os.wait4(process.pid, 0)
@@ -91,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 def report(run: dict[str, Any], steps: dict[str, Any], where: dict[str, Any]) -> str:
     """What was measured, what it should be, and whether it is."""
-    actors = "  ".join(f"{name} {seconds:.2f} s" for name, seconds in run["seconds_by_actor"].items() if seconds)
+    actors = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run["seconds_by_actor"].items() if seconds)
     rows = [
         ("first picture", run["first_seconds"], "s", LIMITS["first"]),
         (f"{run['pictures']} pictures", run["last_seconds"], "s", LIMITS["all"] if run["pictures"] == 20 else None),
@@ -101,7 +106,15 @@ def report(run: dict[str, Any], steps: dict[str, Any], where: dict[str, Any]) ->
         ("corrector step / plain, 144 tokens", steps["small"]["ratio"], "x", LIMITS["small"]),
     ]
     lines = [_line(*row) for row in rows]
-    lines.append(f"the search's {run['search_seconds']:.2f} s: {actors}  itself {run['overhead_seconds']:.2f} s")
+    whole = "; ".join(f"{steps[size]['ratio_without_pruning']:.2f} at {steps[size]['total_tokens']:,}"
+                      for size in ("large", "small"))
+    lines.append("steps are timed on the CPU; with the last block computed whole, as in a deep model it all but is, "
+                 f"the ratios are {whole} tokens")
+    lines.append(f"the search's {run['search_seconds']:.2f} s: {actors}, itself {run['overhead_seconds']:.2f} s")
+    rest = run["whole_seconds"] - run["search_seconds"]
+    lines.append(f"the whole command's {run['whole_seconds']:.2f} s: the search and {rest:.2f} s for starting, loading "
+                 "and the report")
+    lines.append("goals are for two cores of a CPU; a busy machine misses them")
     lines.append(f"on {where['cores']} cores ({where['machine']}, {where['system']}), torch {where['torch']} with "
                  f"{where['threads']} threads")
     return "\n".join(lines)

@@ -1,13 +1,10 @@
-"""From rows to numbers: success with intervals, costs, paired differences, fix rates.
+"""From rows to numbers: success with intervals (`intervals.py`), costs, paired differences, fix rates.
 
-Intervals are 95 %: Wilson's for a share of prompts, and a bootstrap over prompts within each task for
-means of tasks and for paired differences. The bootstrap has a seed of its own, so that the same rows
-always give the same table.
+The unseen pairs have a column, and a row among the fix rates, but no part in any number over all tasks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,32 +13,11 @@ import numpy as np
 from ..shapes.repair import KINDS
 from ..shapes.sample import TASKS
 from .fixes import OWN, SYNTHETIC
+from .intervals import mean_of_differences, mean_of_shares, wilson
 from .shapes import UNSEEN
 
-Z = 1.959964
-RESAMPLES, BOOTSTRAP_SEED = 4000, 1
+ALL = "all"
 COSTS = ("pictures", "evaluations", "judge_calls", "seconds")
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
-    if count == 0:
-        return 0.0, 1.0
-    share = successes / count
-    middle = share + Z * Z / (2 * count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max((middle - half) / (1 + Z * Z / count), 0.0), min((middle + half) / (1 + Z * Z / count), 1.0)
-
-
-def bootstrap(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Interval of the mean of the groups' means, prompts drawn anew within each group."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    means = np.zeros(RESAMPLES)
-    for group in groups:
-        values = np.asarray(group, dtype=float)
-        means += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means / len(groups), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -52,14 +28,20 @@ def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     results = {judge: {policy: _row([r for r in rows if r["judge"] == judge and r["policy"] == policy])
                        for policy in policies} for judge in judges}
     fixes = [fix for unit in units for fix in unit["fixes"]]
+    of_tasks = [fix for fix in fixes if not fix["unseen"]]
     return {
         "prompts": {c: len({r["prompt"] for r in rows if r["column"] == c}) for c in columns_of(rows)},
         "results": results,
         "differences": {judge: _differences([r for r in rows if r["judge"] == judge]) for judge in judges},
         "curves": {judge: {policy: _curves([r for r in rows if r["judge"] == judge and r["policy"] == policy])
                            for policy in policies} for judge in judges},
-        "fixes": {"by task": _fix_table(fixes, lambda f: UNSEEN if f["unseen"] else f["task"], (*TASKS, UNSEEN)),
-                  "by kind": _fix_table(fixes, lambda f: f["kind"], KINDS)},
+        "fixes": {
+            "by task": _fix_table({**{task: [f for f in of_tasks if f["task"] == task] for task in TASKS},
+                                   UNSEEN: [f for f in fixes if f["unseen"]], ALL: of_tasks}),
+            "by kind": _fix_table({**{kind: [f for f in of_tasks if f["kind"] == kind] for kind in KINDS},
+                                   ALL: of_tasks}),
+        },
+        "code": list(dict.fromkeys(unit["code"] for unit in units)),
         "pictures_drawn": sum(unit["pictures_drawn"] for unit in units),
         "seconds": round(sum(unit["seconds"] for unit in units), 1),
     }
@@ -71,14 +53,14 @@ def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One policy under one judge. The unseen pairs have a column but no part in the overall numbers."""
+    """One policy under one judge."""
     by_column = {c: [float(r["right"]) for r in rows if r["column"] == c] for c in columns_of(rows)}
     tasks = [values for column, values in by_column.items() if column != UNSEEN]
     counted = [r for r in rows if r["column"] != UNSEEN] or rows
     every = [value for values in tasks for value in values]
     row: dict[str, Any] = {"success": {c: _share(values) for c, values in by_column.items()}}
     if tasks:
-        row["mean of tasks"] = {"mean": float(np.mean([np.mean(v) for v in tasks])), "interval": bootstrap(tasks)}
+        row["mean of tasks"] = {"mean": float(np.mean([np.mean(v) for v in tasks])), "interval": mean_of_shares(tasks)}
         row["mean of prompts"] = _share(every)
     row["cost"] = {cost: float(np.mean([r[cost] for r in counted])) for cost in COSTS}
     return row
@@ -108,8 +90,9 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     every = [d for group in groups for d in group]
                     found.append({"policy": ours, "against": theirs, "on": where,
                                   "difference": float(np.mean([np.mean(g) for g in groups])),
-                                  "interval": bootstrap(groups),
-                                  "won": sum(d > 0 for d in every), "lost": sum(d < 0 for d in every)})
+                                  "interval": mean_of_differences([[(d,) for d in group] for group in groups]),
+                                  "won": sum(d > 0 for d in every), "lost": sum(d < 0 for d in every),
+                                  "count": len(every)})
     return found
 
 
@@ -134,25 +117,25 @@ def _mean_of_means(groups: Sequence[Sequence[dict]], value: Callable[[dict], flo
     return float(np.mean([np.mean([value(row) for row in group]) for group in groups]))
 
 
-def _fix_table(fixes: Sequence[dict[str, Any]], key: Callable[[dict], str],
-               order: Sequence[str]) -> dict[str, dict[str, Any]]:
-    table = {}
-    for name in (*order, "all"):
-        mine = [f for f in fixes if name == "all" or key(f) == name]
-        cells = {source: _fix_cell([f for f in mine if f["source"] == source]) for source in (OWN, SYNTHETIC)}
-        if any(cell["count"] for cell in cells.values()):
-            table[name] = cells
-    return table
+def _fix_table(rows: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Fix rates by the name of a row; without rows of which there is nothing to say."""
+    table = {name: {source: _fix_cell([f for f in mine if f["source"] == source]) for source in (OWN, SYNTHETIC)}
+             for name, mine in rows.items()}
+    return {name: cells for name, cells in table.items() if any(cell["count"] for cell in cells.values())}
 
 
 def _fix_cell(fixes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     count, untouched = len(fixes), sum(f["untouched"] for f in fixes)
     if not count:
         return {"count": 0}
+    # Two flawed pictures of one prompt have that prompt's difficulty in common.
+    clusters: dict[str, list[int]] = {}
+    for f in fixes:
+        clusters.setdefault(f["prompt"], []).append(f["fixed"] - f["fresh"])
     fixed, fresh = sum(f["fixed"] for f in fixes), sum(f["fresh"] for f in fixes)
     return {
-        "count": count, "fix_rate": fixed / count, "fix_interval": wilson(fixed, count),
-        "fresh_rate": fresh / count, "fresh_interval": wilson(fresh, count),
+        "count": count, "prompts": len(clusters), "fix_rate": fixed / count, "fresh_rate": fresh / count,
+        "difference": (fixed - fresh) / count, "interval": mean_of_differences([clusters.values()]),
         "better": sum(f["after"] > f["before"] for f in fixes) / count,
         "worse": sum(f["after"] < f["before"] for f in fixes) / count,
         "untouched": untouched, "drift": 1 - sum(f["kept"] for f in fixes) / untouched if untouched else None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from .fixes import OWN, SYNTHETIC
 from .shapes import ERRING, EXACT
+from .statistics import ALL
 
 SHORT = {"single_object": "single", "two_object": "two", "color_attr": "attribution"}
 
@@ -30,15 +31,22 @@ def report(summary: dict[str, Any], flip: float) -> str:
     parts = []
     for judge, results in summary["results"].items():
         parts += [f"{titles[judge]}:", success_table(results), differences(summary["differences"][judge])]
-    parts.append("Intervals are 95 %: a bootstrap over prompts for the mean of tasks and for differences, Wilson's for "
-                 "the mean of prompts. Unseen pairs have no part in the means. Pictures, denoiser evaluations, judge "
-                 "calls and seconds of drawing (in batches) are means for a prompt; every policy stops at the first "
-                 "picture that its judge accepts.")
+    parts.append("Intervals are 95 %: Wilson's for shares of prompts, added up over the tasks for their mean; Bonett "
+                 "and Price's for differences, which are paired by prompt. Unseen pairs have no part in the means. "
+                 "Pictures, denoiser evaluations, judge calls and seconds of drawing (in batches) are means for a "
+                 "prompt; every policy stops at the first picture that its judge accepts. An evaluation of a "
+                 "correction carries the flawed picture too and takes longer than one of a fresh picture: the seconds "
+                 "tell.")
     if summary["fixes"]["by task"]:
-        parts += ["One correction of a flawed picture (fix) beside a fresh picture of the same prompt (fresh); drift "
-                  "is the share of objects that no word was said about and that moved more than 3 pixels or changed "
-                  "their look:",
-                  fix_table(summary["fixes"]["by task"], "task"), fix_table(summary["fixes"]["by kind"], "first flaw")]
+        parts += ["One correction of a flawed picture (fix) beside a fresh picture of the same prompt (fresh). Own "
+                  "failures are up to two of the first four pictures of each prompt, synthetic flaws are rendered. "
+                  "Drift is the share of objects that no word was said about and that moved more than 3 pixels or "
+                  "changed their look. The last row and the lower table are without the unseen pairs:",
+                  fix_table(summary["fixes"]["by task"], "task"), fix_table(summary["fixes"]["by kind"], "first flaw"),
+                  fix_differences(summary["fixes"]["by task"])]
+    if len(summary["code"]) > 1:
+        parts.append(f"CAUTION: {len(summary['code'])} states of the code or of its libraries made this, one after the "
+                     "other; for numbers to publish start anew, with another --out.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -61,12 +69,23 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
 def differences(found: Sequence[dict[str, Any]]) -> str:
     if not found:
         return ""
-    return "\n".join(f"- {d['on']}: {d['policy']} minus {d['against']} = {d['difference']:+.2f} "
-                     f"({d['interval'][0]:+.2f} to {d['interval'][1]:+.2f}; {d['won']} prompts won, {d['lost']} lost)"
-                     for d in found)
+    return "\n".join(f"- {d['on']}: {d['policy']} minus {d['against']} = {_signed(d)}; {d['won']} won and "
+                     f"{d['lost']} lost of {d['count']} prompts)" for d in found)
+
+
+def fix_differences(table: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for source, name in ((OWN, "own failures"), (SYNTHETIC, "synthetic flaws")):
+        cell = table.get(ALL, {}).get(source, {"count": 0})
+        if cell["count"]:
+            lines.append(f"- {name}: fix minus fresh = {_signed(cell)}; {cell['count']} flaws of {cell['prompts']} "
+                         "prompts)")
+    return "\n".join(lines)
 
 
 def fix_table(table: dict[str, dict[str, Any]], what: str) -> str:
+    if not table:
+        return ""
     header = [what]
     for source in ("own failures", "synthetic"):
         header += [source, "fix", "fresh", "drift"]
@@ -79,6 +98,12 @@ def _fix_cells(cell: dict[str, Any]) -> list[str]:
         return ["0", "", "", ""]
     drift = "" if cell["drift"] is None else f"{cell['drift']:.2f}"
     return [str(cell["count"]), f"{cell['fix_rate']:.2f}", f"{cell['fresh_rate']:.2f}", drift]
+
+
+def _signed(value: dict[str, Any]) -> str:
+    """A difference with its interval, in a bracket that is left open."""
+    low, high = value["interval"]
+    return f"{value['difference']:+.2f} ({low:+.2f} to {high:+.2f}"
 
 
 def _with_interval(value: dict[str, Any]) -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..types import UserError
+from .judges import find_judge
 from .models import ModelChoice
-from .output import dumps
+from .output import dumps, replace_file
 from .progress import Progress
-from .settings import named_values
+from .settings import check_writable, named_values
 
 
 def shapes(args: argparse.Namespace) -> int:
     """Every policy on the evaluation set."""
     from ..bench.entrants import choose_entrants
-    from ..bench.shapes import Settings, choose_prompts, run_benchmark
+    from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
 
     entrants = choose_entrants(args.policies)
     columns = choose_prompts(args.limit, args.tasks)
@@ -24,46 +26,57 @@ def shapes(args: argparse.Namespace) -> int:
         raise UserError(f"--flip is {args.flip:g}; expected a probability from 0 to below 1")
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; expected a whole number from 1 on")
-    if args.seed < 0:
-        raise UserError(f"--seed is {args.seed}; expected a whole number from 0 on")
-    target = None if args.json_file is None else _writable(Path(args.json_file))
-    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, named_values(args.options, "--option"))
+    options = named_values(args.options, "--option")
+    if "max_batch" in options:
+        raise UserError("--option max_batch says how many pictures are drawn together; in a benchmark --batch does")
+    out = Path(args.out)
+    check_writable(out / "units.jsonl", "--out")
+    if args.json_file is not None:
+        check_writable(Path(args.json_file), "--json")
+    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
+
+    def settings(defaults: dict[str, Any], fingerprint: str) -> Settings:
+        drawing = {**defaults, **{k: v for k in ("steps", "guidance") if (v := getattr(args, k)) is not None}}
+        return Settings(args.model, fingerprint, args.seed, args.limit, tuple(columns),
+                        {e.name: e.policy.to_json() for e in entrants}, args.flip, batch=args.batch,
+                        device=choice.device, dtype=choice.dtype, **drawing)
+
+    # What the folder and the arguments say, before the wait; then with what the model has for defaults of its own.
+    check(settings(choice.defaults, ""), entrants)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
         generator = choice.load(max_batch=args.batch)
-        drawing = {**generator.defaults, **{k: v for k in ("steps", "guidance") if (v := getattr(args, k)) is not None}}
-        settings = Settings(
-            args.model, choice.fingerprint(), args.seed, args.limit, tuple(columns),
-            tuple(e.name for e in entrants), args.flip, drawing["width"], drawing["height"], drawing["steps"],
-            drawing["guidance"], args.batch, choice.device, choice.dtype)
+        final = settings(generator.defaults, choice.fingerprint())
         try:
-            units = run_benchmark(settings, entrants, generator, Path(args.out), progress.share)
+            units = run_benchmark(final, entrants, generator, out, progress.share)
         except KeyboardInterrupt:
-            progress.say(f"interrupted; what is finished is in {args.out}, the same command goes on from there")
+            progress.say(f"interrupted; what is finished is in {out}, the same command goes on from there", always=True)
             raise
-    return _tell_shapes(args, units, asdict(settings), target)
+    return _tell_shapes(args, units, asdict(final))
 
 
-def _tell_shapes(args: argparse.Namespace, units: list, settings: dict, target: Path | None) -> int:
+def _tell_shapes(args: argparse.Namespace, units: list, settings: dict[str, Any]) -> int:
     from ..bench.plot import write_plot
+    from ..bench.speed import machine
     from ..bench.statistics import summarise
     from ..bench.table import report
+    from ..search.header import versions_here
 
     summary = summarise(units)
-    plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
     text = report(summary, args.flip)
-    (Path(args.out) / "tables.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+    _write(Path(args.out) / "tables.md", text + "\n", "--out")
+    if args.json_file is not None:
+        document = {"settings": settings, "machine": machine(), "versions": versions_here(), **summary}
+        _write(Path(args.json_file), dumps(document) + "\n", "--json")
+    plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
     print(f"\n{summary['pictures_drawn']:,} pictures drawn in {summary['seconds']:,.0f} s; plot: {plot}")
-    if target is not None:
-        target.write_text(dumps({"settings": settings, **summary}) + "\n", encoding="utf-8")
     return 0
 
 
 def speed(args: argparse.Namespace) -> int:
     """Times, memory, step ratios and the split of a search."""
     from ..bench.speed import machine, report, time_run, time_steps
-    from .judges import find_judge
 
     find_judge("shapes").check_prompt(args.prompt)
     if args.pictures < 1 or args.repeats < 1:
@@ -82,12 +95,11 @@ def speed(args: argparse.Namespace) -> int:
     return 0
 
 
-def _writable(path: Path) -> Path:
-    """Before hours of work: UserError if the file cannot be written in the end."""
+def _write(path: Path, text: str, flag: str) -> None:
+    """The file is there whole or as it was. UserError if it cannot be written; the work is in the log by then."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):
-            pass
+        replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"the file {path} cannot be written ({error}); try another --json") from error
-    return path
+        raise UserError(f"{path} cannot be written ({error}); what was measured is kept: the same command with another "
+                        f"{flag} writes it") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ def write_report(folder: Path, run: Run, header: Header, chosen: Candidate | Non
         about = {"header": header, "chosen": chosen}
         for path, write in ((tree, lambda p: tree_picture(run, **about).save(p, "PNG")),
                             (page, lambda p: p.write_text(html_page(run, **about), encoding="utf-8"))):
-            # Whoever looks at the page while it is written again sees the old one or the new one.
-            scratch = path.with_name(f".{path.name}.tmp")
-            try:
-                write(scratch)
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
+            replace_file(path, write)
     except OSError as error:
         raise UserError(f"the tree cannot be written to {folder} ({error}); the record is whole; try 'reflect show' "
                         "with another --out") from error
     return tree, page
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Whoever looks at the file while it is written again sees the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None, tree: Path,

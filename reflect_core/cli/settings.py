@@ -115,3 +115,22 @@ def _check_folder(folder: Path) -> None:
                         "--out")
     if not os.access(at, os.W_OK | os.X_OK):
         raise UserError(f"the output folder {folder} cannot be written: no right to write to {at}; try another --out")
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Before hours of work: UserError if a file cannot be written there in the end. Leaves no trace."""
+    why = ""
+    try:
+        at = path.absolute()
+        if at.is_dir():
+            why = "it is a folder"
+        while not at.exists():
+            at = at.parent
+        if at != path.absolute() and not at.is_dir():
+            why = f"{at} is a file"
+        elif not os.access(at, os.W_OK):
+            why = f"no right to write to {at}"
+    except (OSError, ValueError) as error:
+        why = str(error)
+    if why:
+        raise UserError(f"{path} cannot be written ({why}); try another {flag}")
