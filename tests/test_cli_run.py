@@ -65,6 +65,13 @@ def test_without_an_accepted_picture_it_is_3(fake, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["best_of_n", "noise_prompt", "reflection_flow"])
+def test_one_picture_is_no_pictures(policy, fake, capsys, tmp_path):
+    result = inside(capsys, "run", PROMPT, "--model", fake(flawed=1.0), "--pictures", 1, "--policy", policy, "--set",
+                    "early_stop=false", "--out", tmp_path / "run")
+    assert "1 picture, 4 denoiser evaluations, 1 judge call" in result.out and "is drawn\n" in result.out
+
+
+@pytest.mark.parametrize("policy", ["best_of_n", "noise_prompt", "reflection_flow"])
 def test_every_policy_keeps_to_its_number_of_pictures(policy, fake, capsys, tmp_path):
     result = inside(capsys, "run", PROMPT, "--model", fake(flawed=1.0, mends=0.1), "--policy", policy, "--pictures", 7,
                     "--set", "early_stop=false", "--json", "--quiet", "--out", tmp_path / "run")

@@ -13,24 +13,29 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..types import UserError
-
 ACCEPTED, BAD_INPUT, NOT_ACCEPTED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes. NOT_ACCEPTED: it came to its end, and the answer is no."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _main(words: Sequence[str]) -> int:
+    # Imported here, where Ctrl+C is already waited for: it takes a moment.
+    from ..types import UserError
+
     # Of `bench shapes --json FILE` the document goes into the file.
     as_json = "--json" in words and words[:2] != ["bench", "shapes"]
     try:
         return _do(words)
     except UserError as error:
         return _refuse(str(error), as_json)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone (`reflect ... | head`): nothing is left to say.
         _give_up_stdout()
@@ -42,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(words: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # A prompt may hold letters that the terminal's encoding lacks; that must not end a run.
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        # A prompt or an answer may hold letters that the terminal's encoding lacks; that must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     from .parser import make_parser

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import html_page, tree_picture
-from ..report.words import readable
+from ..report.words import counted, readable
 from ..search import Candidate, Header, Run
 from ..search.record import PICTURES
 from ..types import UserError
@@ -97,8 +97,9 @@ def as_table(document: dict[str, Any]) -> str:
     stopped = document["stopped"]
     rows.append(("stopped", stopped["reason"] if stopped else "not yet; "
                  f"go on with: {resume_command(document['run'])}"))
-    rows += [("drawn", f"{document['pictures']} pictures, {document['denoiser_evaluations']} denoiser evaluations, "
-                       f"{document['judge_calls']} judge calls"),
+    spent = (counted(document[name], noun) for name, noun in (
+        ("pictures", "picture"), ("denoiser_evaluations", "denoiser evaluation"), ("judge_calls", "judge call")))
+    rows += [("drawn", ", ".join(spent)),
              ("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
              ("record", document["run"]), ("tree", document["tree"]), ("page", document["page"])]
     return "\n".join(f"{name:8} {readable(value)}" for name, value in rows)

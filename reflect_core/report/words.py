@@ -29,8 +29,8 @@ def outcome(run: Run, chosen: Candidate | None) -> str:
 def spent(run: Run) -> str:
     """What the run cost, in a line."""
     total = run.ledger.total
-    parts = [_count(total.pictures, "picture"), _count(total.denoiser_evaluations, "denoiser evaluation"),
-             _count(total.judge_calls, "judge call"), f"{run.ledger.seconds:.1f} s"]
+    parts = [counted(total.pictures, "picture"), counted(total.denoiser_evaluations, "denoiser evaluation"),
+             counted(total.judge_calls, "judge call"), f"{run.ledger.seconds:.1f} s"]
     return ", ".join(parts)
 
 
@@ -44,5 +44,6 @@ def setting(run: Run, header: Header | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """'1 picture', '2,000 pictures'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -42,6 +42,6 @@ class BestOfN(Policy):
             return stop
         done = len(run.candidates)
         if done >= self.n:
-            return Stop("done", f"all {self.n} pictures are drawn")
+            return Stop("done", "the picture is drawn" if self.n == 1 else f"all {self.n} pictures are drawn")
         planned = tuple(Planned(noise_request(run, i), branch=i) for i in range(done, self.n))
         return Draw(run.rounds, planned, until_accepted=self.early_stop)

@@ -69,7 +69,7 @@ class NoisePromptScaling(Policy):
             return stop
         round = run.rounds
         if round >= self.rounds:
-            return Stop("done", f"all {self.rounds} rounds are drawn")
+            return Stop("done", "the round is drawn" if self.rounds == 1 else f"all {self.rounds} rounds are drawn")
         last = run.in_round(round - 1)
         waiting = tuple(c.id for c in last if run.refinement(c.id, round) is None)
         if waiting:

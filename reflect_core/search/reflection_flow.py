@@ -176,7 +176,8 @@ class ReflectionFlow(Policy):
             return Draw(0, pool, until_accepted=self.early_stop)
         round = run.rounds
         if round > self.rounds:
-            return Stop("done", f"all {self.rounds} rounds are drawn")
+            what = {0: "the pool is drawn", 1: "the round is drawn"}
+            return Stop("done", what.get(self.rounds, f"all {self.rounds} rounds are drawn"))
         if self.judge_again and round > 1:
             once = tuple(c.id for c in run.in_round(round - 1) if len(run.verdicts(c.id)) < 2)
             if once:
