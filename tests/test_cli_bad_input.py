@@ -33,6 +33,7 @@ def broken(model, tmp_path):
 @pytest.mark.parametrize("arguments, said", [
     (["run", "two purple dogs"], "'dogs'"),
     (["run", "two purple dogs"], "I can draw circles, squares"),
+    (["run", "two purple dogs"], "there is --judge me"),
     (["run", ""], "the prompt is empty"),
     (["run", "   "], "the prompt is empty"),
     (["run", "seven red circles"], "'seven'"),

@@ -36,7 +36,13 @@ class ShapesJudge:
     def check_prompt(self, prompt: str) -> None:
         from ..shapes.prompt import parse
 
-        parse(prompt)
+        try:
+            parse(prompt)
+        except UserError as error:
+            if not prompt.strip():
+                raise
+            # Whoever has pointed --model at FLUX.1-dev wants to hear of this one.
+            raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
 
     def check(self, request: Request) -> None:
         from ..shapes.scene import SIZE

@@ -26,7 +26,7 @@ SEARCH_CODES = _exit_codes("the judge accepted a picture", "the search ended wit
                            "'reflect resume' goes on with the run")
 REPLAY_CODES = _exit_codes("every picture came out the same", "some picture came out differently", "nothing is lost")
 SHOW_CODES = _exit_codes("picture and page are written", None, "the record is not touched")
-BENCH_CODES = _exit_codes("measured", None, "the same command goes on with 'bench shapes'")
+BENCH_CODES = _exit_codes("measured", None, "of 'bench shapes' the same command does the rest")
 
 
 EXAMPLES = """examples:
