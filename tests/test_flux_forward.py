@@ -214,6 +214,36 @@ def test_half_precision_is_near_full(model, lora, dtype):
     assert (out.float() - full).norm() / full.norm() < 0.05
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_written_out_is_the_same(biased):
+    random = torch.Generator().manual_seed(0)
+    bias = torch.randn(7, 9, generator=random) if biased else None
+    q, k, v = (torch.randn(2, 3, n, 8, generator=random, requires_grad=True) for n in (7, 9, 9))
+    wanted = torch.randn(2, 3, 7, 8, generator=random)
+
+    def grads(out):
+        return [out, *torch.autograd.grad((out * wanted).sum(), (q, k, v))]
+
+    for ours, theirs in zip(grads(blocks.attention(q, k, v, bias)),
+                            grads(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))):
+        assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_attention_is_written_out_for_short_training_only(monkeypatch):
+    fused = torch.nn.functional.scaled_dot_product_attention
+    calls = []
+    monkeypatch.setattr(blocks.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    q = torch.randn(1, 1, 4, 8, requires_grad=True)
+    blocks.attention(q, q, q)
+    assert not calls
+    with torch.no_grad():
+        blocks.attention(q, q, q)
+    blocks.attention(q.detach(), q.detach(), q.detach())
+    monkeypatch.setattr(blocks, "WRITTEN_OUT", 3)
+    blocks.attention(q, q, q)
+    assert len(calls) == 3
+
+
 def test_pack_and_unpack():
     latents = torch.randn(2, 4, 6, 8)
     tokens = pack(latents)
