@@ -198,10 +198,21 @@ def test_what_cannot_be_done_is_told_before_the_log_is_begun(tmp_path):
 
 
 def test_units_of_two_states_of_the_code_are_not_passed_off_as_one(units):
-    assert {unit["code"] for unit in units} == {code_state()}
+    assert len({unit["code"] for unit in units}) == 1
     assert "CAUTION" not in report(statistics.summarise(units), 0.1)
     mixed = [{**units[0], "code": "of old"}, *units[1:]]
     assert "CAUTION: 2 states of the code" in report(statistics.summarise(mixed), 0.1)
+
+
+def test_the_state_of_the_code_is_of_what_results_depend_on(tmp_path):
+    for name in ("shapes/detector.py", "cli/run.py", "bench/table.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a = 1")
+    before = code_state(tmp_path)
+    for name, changes in (("cli/run.py", False), ("bench/table.py", False), ("shapes/detector.py", True)):
+        (tmp_path / name).write_text("a = 2")
+        assert (code_state(tmp_path) != before) == changes
+    assert code_state() != before
 
 
 def test_prompts_are_all_there_and_limited_evenly():

@@ -91,9 +91,8 @@ class UnitLog:
             self._lock.release()
 
 
-def code_state() -> str:
+def code_state(root: Path = Path(__file__).resolve().parents[1]) -> str:
     """A hash of the code that results depend on, and of its libraries' versions: units of two states are two things."""
-    root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(json.dumps(versions_here(), sort_keys=True).encode())
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
