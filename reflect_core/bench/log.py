@@ -17,6 +17,7 @@ from ..search.lock import RecordLock
 from ..types import UserError
 
 UNITS = "units.jsonl"
+LIBRARY = Path(__file__).resolve().parents[1]
 _OUTPUT_ONLY = ("cli", "report", "bench/intervals.py", "bench/plot.py", "bench/speed.py", "bench/statistics.py",
                 "bench/table.py")
 """Code that changes no result, only what is said of it."""
@@ -91,7 +92,7 @@ class UnitLog:
             self._lock.release()
 
 
-def code_state(root: Path = Path(__file__).resolve().parents[1]) -> str:
+def code_state(root: Path = LIBRARY) -> str:
     """A hash of the code that results depend on, and of its libraries' versions: units of two states are two things."""
     digest = hashlib.sha256(json.dumps(versions_here(), sort_keys=True).encode())
     for path in sorted(root.rglob("*.py")):
