@@ -105,3 +105,20 @@ def test_other_words_are_said(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trainer.tasks.base.WORDS", frozenset(["other", "words"]))
     result = inside(capsys, "--config", told(folder, tmp_path))
     assert result.code == 2 and "its tokenizer knows other words" in result.error
+
+
+def test_words_know_their_neighbours_before_they_are_trained(folder, tmp_path):
+    """Nouns hear of the adjective before them and of the relation behind them; see `look_around`."""
+    task = task_of(told(folder, tmp_path, model={"start": None}))
+
+    def states(text):
+        with torch.no_grad():
+            return task._encode(*task._tokens([text]))[0][0]
+
+    def change(one, other, word):
+        a, b = states(one)[word], states(other)[word]
+        return float((a - b).norm() / a.norm())
+
+    far = change("a red circle and a star", "a red circle and a square", 2)
+    assert change("a red circle and a star", "a blue circle and a star", 2) > 2 * far
+    assert change("a circle left of a star", "a circle right of a star", 1) > 2 * far

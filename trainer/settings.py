@@ -76,8 +76,8 @@ class BaseModel:
     start: str | None = None
     """Model folder to go on from; null: from nothing. Its transformer and text encoders must be of these sizes."""
     edits: float = 0.0
-    """Share of the steps that correct a flawed picture as they are told, by the base's own weights. A base that has
-    never been told to change anything takes no heed of instructions; FLUX.1-dev's text encoder knows English."""
+    """Share of the steps that correct a flawed picture as they are told, by the base's own weights: so its text
+    encoder learns the language of reflections, as FLUX.1-dev's knows English."""
     condition_offset: list[int] = field(default_factory=lambda: [0, 0])
     """Where the flawed picture lies in these steps, as the corrector has it."""
     sample_guidance: float = 2.5
