@@ -251,7 +251,9 @@ def test_interrupted_it_says_how_to_go_on_and_does(model, whole, capsys, tmp_pat
 def test_interrupted_while_loading_there_is_nothing_to_clean_up(model, tmp_path):
     arguments = map(str, run_arguments(model, tmp_path / "run"))
     process = subprocess.Popen([sys.executable, "-m", "reflect_core", *arguments], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+                               stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+                               # Where the tests run in the background, what they start would ignore Ctrl+C.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stderr.readline().startswith("loading ")
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
