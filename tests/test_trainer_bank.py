@@ -11,7 +11,7 @@ from tiny_training import inside, write_config
 from torch import nn
 
 import trainer.shapes
-import trainer.tasks.base
+import trainer.tasks.parts
 import trainer.tasks.corrector
 import trainer.tasks.vae
 from reflect_core.shapes import sample
@@ -70,7 +70,7 @@ def test_a_bank_of_what_the_code_no_longer_gives_is_not_used(key, change, model,
 
 def test_a_bank_of_another_vocabulary_is_not_used(model, tmp_path, monkeypatch):
     before = base_key(tmp_path, model)
-    monkeypatch.setattr(trainer.tasks.base, "WORDS", trainer.tasks.base.WORDS | {"zzz"})  # behind all others
+    monkeypatch.setattr(trainer.tasks.parts, "WORDS", trainer.tasks.parts.WORDS | {"zzz"})  # behind all others
     assert base_key(tmp_path, model) != before
 
 

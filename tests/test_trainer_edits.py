@@ -102,7 +102,7 @@ def test_edits_need_triplets(folder, tmp_path, capsys):
 
 
 def test_other_words_are_said(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainer.tasks.base.WORDS", frozenset(["other", "words"]))
+    monkeypatch.setattr("trainer.tasks.parts.WORDS", frozenset(["other", "words"]))
     result = inside(capsys, "--config", told(folder, tmp_path))
     assert result.code == 2 and "its tokenizer knows other words" in result.error
 
