@@ -163,8 +163,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument("--model", default=MODEL, metavar="NAME or FOLDER", help="a bundled model by its name, or a "
                        "folder in diffusers layout (default: %(default)s)")
-    group.add_argument("--lora", metavar="FILE", help="the corrector's weights, a .safetensors file "
-                       "(default: those in the model's folder)")
+    group.add_argument("--lora", metavar="FILE or FOLDER", help="the corrector's weights, a .safetensors "
+                       "file or its folder (default: those in the model's folder)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: cuda where "
                        "there is one)")
     group.add_argument("--dtype", default="auto", choices=DTYPES,
@@ -176,8 +176,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _moved_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME or FOLDER", help="where the model is now (default: where it was)")
-    parser.add_argument("--lora", metavar="FILE", help="where the corrector's weights are now (default: where they "
-                        "were)")
+    parser.add_argument("--lora", metavar="FILE or FOLDER", help="where the corrector's weights are now (default: "
+                        "where they were)")
     parser.add_argument("--device", help="another device than on the record")
 
 
