@@ -96,6 +96,13 @@ def test_what_cannot_be_gone_on_from_is_said(folder, tmp_path, capsys, model, sa
     assert result.code == 2 and said in result.error and "Traceback" not in result.error
 
 
+def test_pictures_are_encoded_in_the_run_s_precision(folder, tmp_path):
+    full = task_of(told(folder, tmp_path / "full")).bank
+    half = task_of(told(folder, tmp_path / "half", precision="bf16")).bank
+    for name in ("latents", "edit_flawed", "edit_good"):
+        assert 0 < (full[name].float() - half[name].float()).abs().mean() < 0.05 * full[name].float().abs().mean()
+
+
 def test_edits_need_triplets(folder, tmp_path, capsys):
     result = inside(capsys, "--config", told(folder, tmp_path, data={"triplets": 0}))
     assert result.code == 2 and "data.triplets is 0" in result.error

@@ -36,6 +36,7 @@ from ..shapes import captioned, correction_figures
 from ..triplets import Triplet
 from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
 from .edits import correct_alone, encode_edits, held_out_edits
+from .gelu import quicken
 from .parts import build_components
 from .vae import load_vae
 
@@ -55,6 +56,8 @@ class BaseTask:
         self.parts = build_components(self.m, self.vae, out)
         self.trained = {k: self.parts[k].to(config.device)
                         for k in ("transformer", "text_encoder", "text_encoder_2")}
+        if config.compile and torch.device(config.device).type == "cpu":
+            quicken(self.parts["transformer"])
         self.length, side = self.m.text_length, self.m.side
         self.ids = grid_ids(side, side, device=config.device), torch.zeros(self.length, 3, device=config.device)
         self.condition_ids = grid_ids(side, side, tuple(self.m.condition_offset), config.device)
@@ -110,12 +113,15 @@ class BaseTask:
         """Latent tokens (S, N, C) of S scenes, and the ids of three texts of each: (S, 3, 77) and (S, 3, L)."""
         pictures, texts = captioned(self.d.bank, self.config.seed, self.d.tasks)
         clip, t5 = self._tokens([t for three in texts for t in three])
-        with autocast(self.config):
-            bank = {"latents": encode_pictures(self.vae, pictures).half(),
-                    "clip": clip.view(len(texts), 3, -1).short(), "t5": t5.view(len(texts), 3, -1).short()}
-            if self.d.triplets:
-                bank |= encode_edits(self.vae, self._tokens, self.d.triplets, self.config.seed, self.d.tasks)
+        bank = {"latents": self._latents(pictures),
+                "clip": clip.view(len(texts), 3, -1).short(), "t5": t5.view(len(texts), 3, -1).short()}
+        if self.d.triplets:
+            bank |= encode_edits(self._latents, self._tokens, self.d.triplets, self.config.seed, self.d.tasks)
         return bank
+
+    def _latents(self, pictures: np.ndarray) -> Tensor:
+        with autocast(self.config):
+            return encode_pictures(self.vae, pictures).half()
 
     def named_parameters(self):
         for part, module in self.trained.items():

@@ -45,6 +45,7 @@ from ..shapes import correction_figures, is_right
 from ..sources import Sources
 from ..triplets import Triplet
 from .common import attention, autocast, provenance_of, token_ids, write_provenance
+from .gelu import quicken
 
 EVAL_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which the evaluation loss is taken: the training loss is too noisy to be a curve."""
@@ -96,6 +97,8 @@ class CorrectorTask:
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             self.parts[name] = self.parts[name].to(config.device).requires_grad_(False)
         self.transformer = self.parts["transformer"]
+        if config.compile and torch.device(config.device).type == "cpu":
+            quicken(self.transformer)
         if m.lora is None:
             self.lora = ConditionLora.fresh(self.transformer, m.rank, m.alpha,
                                             generator=torch.Generator().manual_seed(config.seed))

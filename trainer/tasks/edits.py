@@ -21,7 +21,6 @@ from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request
 
-from ..pictures import encode_pictures
 from ..shapes import corrupted_triplets
 from ..triplets import Triplet
 
@@ -30,16 +29,16 @@ SEED = 77
 _AT_ONCE = 2048
 
 
-def encode_edits(vae, tokens: Callable[[list[str]], tuple[Tensor, Tensor]], count: int, seed: int,
-                 tasks: dict[str, float] | None) -> dict[str, Tensor]:
+def encode_edits(latents: Callable[[np.ndarray], Tensor], tokens: Callable[[list[str]], tuple[Tensor, Tensor]],
+                 count: int, seed: int, tasks: dict[str, float] | None) -> dict[str, Tensor]:
     """Latent tokens (S, N, C) of flawed and good pictures and the ids of the texts, CLIP's (S, 77) of the prompt
     and T5's (S, L) with the reflection."""
     triplets = corrupted_triplets(seed + SEED, count, tasks)
     parts: list[dict[str, Tensor]] = []
     while chunk := list(itertools.islice(triplets, _AT_ONCE)):
         parts.append({
-            "edit_flawed": encode_pictures(vae, np.stack([t.flawed for t in chunk])).half(),
-            "edit_good": encode_pictures(vae, np.stack([t.good for t in chunk])).half(),
+            "edit_flawed": latents(np.stack([t.flawed for t in chunk])),
+            "edit_good": latents(np.stack([t.good for t in chunk])),
             "edit_clip": tokens([t.prompt for t in chunk])[0].short(),
             "edit_t5": tokens([t.told for t in chunk])[1].short()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
