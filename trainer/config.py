@@ -27,7 +27,7 @@ class TrainConfig:
 
     name: str
     task: str
-    """vae, base, harvest, corrector or bundle."""
+    """vae, text, base, harvest, corrector or bundle."""
     out: str
     """Folder of the run: checkpoints, log, sample grids and, at the end, `result/`."""
     seed: int = 0

@@ -21,7 +21,8 @@ MARKER = "trainer.json"
 _CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
 _SHEET = re.compile(r"[0-9]{7,}\.png")
 _TRAINING = ("log.jsonl", "samples", "result", "result.partial")
-OWN = {"vae": _TRAINING, "base": (*_TRAINING, "tokenizer", "tokenizer_2"), "corrector": (*_TRAINING, "fresh_rate.json"),
+OWN = {"vae": _TRAINING, "text": (*_TRAINING, "tokenizer", "tokenizer_2"), "base": _TRAINING,
+       "corrector": (*_TRAINING, "fresh_rate.json"),
        "harvest": ("triplets.jsonl", "progress.jsonl", "settings.json", "provenance.json")}
 """What a task writes in its folder, beside files whose names no one else would choose."""
 _LEFTOVERS = ("step-*.partial", "bank-*.partial", "log.partial", "trainer.partial", "result.partial")

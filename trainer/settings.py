@@ -51,45 +51,60 @@ class VaeData:
 
 
 @dataclass(frozen=True)
+class TextModel:
+    text_length: int
+    """Tokens of a text for T5."""
+    width: int = 128
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model.", 1, "text_length", "layers")
+        if self.width < 8 or self.width % 8:
+            raise UserError(f"model.width is {self.width}; expected a multiple of 8, the number of heads")
+
+
+@dataclass(frozen=True)
+class TextData:
+    sentences: int = 30000
+    """Prompts, every other one with a reflection for T5."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data.", 1, "sentences")
+
+
+@dataclass(frozen=True)
 class BaseModel:
     vae: str
     """Result folder of a `vae` run."""
+    text: str
+    """Result folder of a `text` run."""
     text_length: int
     """Tokens of a text for T5."""
     heads: int = 4
     head_dim: int = 64
     double_blocks: int = 1
     single_blocks: int = 5
-    text_width: int = 128
-    text_layers: int = 2
     side: int = 8
     """Tokens along a picture's side."""
     shift: float = 3.0
     """Of the scheduler."""
-    instructed: float = 0.15
-    """Share of the captions that carry an instruction behind the marker."""
     distil: float = 0.25
     """Last share of the steps, in which guidance is distilled."""
     time_mean: float = 0.0
     """Mean of the normal whose logistic is the time: 0 is the paper's; above it, more of the noisy end, where
     number, colour and place are decided."""
-    start: str | None = None
-    """Model folder to go on from; null: from nothing. Its transformer and text encoders must be of these sizes."""
     edits: float = 0.0
-    """Share of the steps that correct a flawed picture as they are told, by the base's own weights: so its text
-    encoder learns the language of reflections, as FLUX.1-dev's knows English."""
+    """Share of the steps that correct a flawed picture as they are told, by the base's own weights."""
     condition_offset: list[int] = field(default_factory=lambda: [0, 0])
     """Where the flawed picture lies in these steps, as the corrector has it."""
     sample_guidance: float = 2.5
 
     def __post_init__(self) -> None:
         _check_offset(self.condition_offset)
-        _at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "text_layers", "side")
+        _at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "side")
         if self.head_dim < 8 or self.head_dim % 8:
             raise UserError(f"model.head_dim is {self.head_dim}; expected a multiple of 8")
-        if self.text_width < 4 or self.text_width % 4:
-            raise UserError(f"model.text_width is {self.text_width}; expected a multiple of 4, the number of heads")
-        _share(self, "instructed", "distil", "edits")
+        _share(self, "distil", "edits")
 
 
 @dataclass(frozen=True)
@@ -246,8 +261,8 @@ class BundleData:
     """Take weights too whose provenance says that the code which trained them was changed and not committed."""
 
 
-SECTIONS = {"vae": (VaeModel, VaeData), "base": (BaseModel, BaseData), "harvest": (HarvestModel, HarvestData),
-            "corrector": (CorrectorModel, CorrectorData), "bundle": (BundleModel, BundleData)}
+SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (BaseModel, BaseData),
+            "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData), "bundle": (BundleModel, BundleData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

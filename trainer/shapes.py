@@ -42,8 +42,7 @@ def random_pictures(count: int, seed: int) -> np.ndarray:
 
 
 def captioned(count: int, seed: int, weights: dict[str, float] | None) -> tuple[np.ndarray, list[list[str]]]:
-    """`count` pictures (count, 64, 64, 3) and for each three texts: two captions, and a caption with
-    an instruction behind it, in the language that the corrector will hear."""
+    """`count` pictures (count, 64, 64, 3) and two captions of each."""
     rng = np.random.default_rng(seed)
     chances = task_weights(weights)
     pictures = np.empty((count, 64, 64, 3), dtype=np.uint8)
@@ -51,13 +50,22 @@ def captioned(count: int, seed: int, weights: dict[str, float] | None) -> tuple[
     for k in range(count):
         task = TASKS[rng.choice(len(TASKS), p=chances)]
         prompt, requirement = sample_prompt(task, rng)
-        scene = sample_scene(requirement, rng)
-        pictures[k] = render_array(scene)
-        second = _same_meaning(task, requirement, rng)
-        flawed = corrupt(scene, requirement, rng, int(rng.integers(1, 4)))
-        told = words(plan(flawed, requirement), requirement)
-        texts.append([prompt, second, f"{prompt} {MARKER} {told}" if told else prompt])
+        pictures[k] = render_array(sample_scene(requirement, rng))
+        texts.append([prompt, _same_meaning(task, requirement, rng)])
     return pictures, texts
+
+
+def sentences(count: int, seed: int) -> tuple[list[str], list[str]]:
+    """`count` prompts of all tasks, and the same with a reflection behind the marker, as a corrector hears it."""
+    rng = np.random.default_rng(seed)
+    prompts, told = [], []
+    for k in range(count):
+        prompt, requirement = sample_prompt(TASKS[k % len(TASKS)], rng)
+        flawed = corrupt(sample_scene(requirement, rng), requirement, rng, int(rng.integers(1, 1 + MOST_TOLD)))
+        reflection = words(plan(flawed, requirement), requirement)
+        prompts.append(prompt)
+        told.append(f"{prompt} {MARKER} {reflection}" if reflection else prompt)
+    return prompts, told
 
 
 def _same_meaning(task: str, requirement: Requirement, rng: np.random.Generator) -> str:

@@ -48,6 +48,9 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     if config.task == "vae":
         from trainer.tasks.vae import VaeTask
         task = VaeTask(config)
+    elif config.task == "text":
+        from trainer.tasks.text import TextTask
+        task = TextTask(config)
     elif config.task == "base":
         from trainer.tasks.base import BaseTask
         task = BaseTask(config)

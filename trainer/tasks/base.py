@@ -1,10 +1,9 @@
-"""The small FLUX-family base: transformer and both text encoders, trained together from nothing.
+"""The small FLUX-family base: its transformer, trained from nothing over text encoders and an autoencoder that stay
+as they are.
 
-Rectified flow on latent tokens with logit-normal times. Its text encoders must know the words of
-reflections too, as T5 knows English: a share of the captions carries an instruction behind the
-marker. The last part of the run distils guidance into the guidance embedding, as FLUX.1-dev has it:
-there the target at guidance g is v + (g - 1)(conditional - unconditional), from the model itself.
-Some of the steps may be corrections, see `edits.py`.
+Rectified flow on latent tokens with logit-normal times. The last part of the run distils guidance into the guidance
+embedding, as FLUX.1-dev has it: there the target at guidance g is v + (g - 1)(conditional - unconditional), from the
+model itself. Some of the steps may be corrections, see `edits.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from reflect_core.generators.flux_corrector.folder import load_components, write_folder
+from reflect_core.generators.flux_corrector.folder import write_folder
 from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
 from reflect_core.shapes.detector import detect
@@ -26,18 +25,18 @@ from reflect_core.shapes.evaluation import evaluation_prompts
 from reflect_core.shapes.prompt import parse
 from reflect_core.shapes.repair import plan
 from reflect_core.shapes.sample import TASKS
-from reflect_core.types import UserError
 
 from ..bank import bank_key, cached
 from ..config import TrainConfig
-from ..identity import PROBE, digest, of_autoencoder, of_texts, vocabulary
+from ..identity import PROBE, digest, fingerprint, of_autoencoder, of_texts
 from ..pictures import encode_pictures, save_sheet
 from ..shapes import captioned, correction_figures
 from ..triplets import Triplet
 from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
 from .edits import correct_alone, encode_edits, held_out_edits
 from .gelu import quicken
-from .parts import build_components
+from .parts import build_scheduler, build_transformer
+from .text import load_text, pooled
 from .vae import load_vae
 
 
@@ -46,26 +45,28 @@ DROP_TEXT = 0.1
 
 
 class BaseTask:
-    """Trains transformer and text encoders. See `loop.Task`."""
+    """Trains the transformer. See `loop.Task`."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, (self.m, self.d) = config, config.sections()
         out = Path(config.out)
         self.vae = load_vae(Path(self.m.vae)).to(config.device)
-        self.origin = {"vae": provenance_of(self.m.vae)}  # read now: what is broken is to be said before the training
-        self.parts = build_components(self.m, self.vae, out)
-        self.trained = {k: self.parts[k].to(config.device)
-                        for k in ("transformer", "text_encoder", "text_encoder_2")}
+        text = {k: part.to(config.device) if isinstance(part, torch.nn.Module) else part
+                for k, part in load_text(Path(self.m.text)).items()}
+        self.t5, self.clip = text["text_encoder_2"], text["text_encoder"]
+        self.origin = {"vae": provenance_of(self.m.vae), "text": provenance_of(self.m.text)}  # before the training
+        self.transformer = build_transformer(self.m, self.vae, self.t5.config.d_model, self.clip.config.hidden_size)
+        self.parts = {**text, "transformer": self.transformer.to(config.device), "vae": self.vae,
+                      "scheduler": build_scheduler(self.m)}
         if config.compile and torch.device(config.device).type == "cpu":
-            quicken(self.parts["transformer"])
+            quicken(self.transformer)
         self.length, side = self.m.text_length, self.m.side
         self.ids = grid_ids(side, side, device=config.device), torch.zeros(self.length, 3, device=config.device)
         self.condition_ids = grid_ids(side, side, tuple(self.m.condition_offset), config.device)
-        if self.m.start is not None:
-            self._go_on_from(self.m.start)
         settings = self._bank_settings()
         self.bank = cached(out, settings, self._make_bank)
-        self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"])}
+        self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"]),
+                     "text": fingerprint(self.clip, self.t5)}
         self.held_out: list[Triplet] = []
         if self.d.triplets:
             self.data["triplets"] = len(self.bank["edit_good"])
@@ -73,22 +74,6 @@ class BaseTask:
         self.empty = self._tokens([""])
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.distil_from = round(config.steps * (1 - self.m.distil))
-
-    def _go_on_from(self, folder: str) -> None:
-        """Take the weights of a model folder. Raises `UserError` if it has others than are trained here."""
-        self.origin["start"] = provenance_of(folder)
-        found = load_components(folder, torch.float32)
-        for name in ("tokenizer", "tokenizer_2"):
-            if vocabulary(found[name]) != vocabulary(self.parts[name]):
-                raise UserError(f"model.start {folder}: its {name} knows other words than the ones that are trained "
-                                "here; expected a base of this trainer. Train from nothing, without model.start")
-        for name, module in self.trained.items():
-            try:
-                module.load_state_dict(found[name].state_dict())
-            except RuntimeError as error:
-                said = " ".join(str(error).split())[:200]
-                raise UserError(f"model.start {folder}: its {name} is of another size ({said}); expected the sizes "
-                                "below model. Set them as they were there") from error
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """CLIP ids (B, 77) and T5 ids (B, L), padded as FluxPipeline pads them."""
@@ -98,7 +83,7 @@ class BaseTask:
     def _bank_settings(self) -> dict:
         """What decides the bank, as JSON."""
         pictures, texts = captioned(min(PROBE, self.d.bank), self.config.seed, self.d.tasks)
-        tokens = self._tokens([t for three in texts for t in three])
+        tokens = self._tokens([t for two in texts for t in two])
         settings = {"bank": self.d.bank, "tasks": self.d.tasks, "seed": self.config.seed,
                     "vae": of_autoencoder(self.vae), "length": self.length, "precision": self.config.precision,
                     "probe": digest(pictures, texts),
@@ -110,11 +95,11 @@ class BaseTask:
         return settings
 
     def _make_bank(self) -> dict[str, Tensor]:
-        """Latent tokens (S, N, C) of S scenes, and the ids of three texts of each: (S, 3, 77) and (S, 3, L)."""
+        """Latent tokens (S, N, C) of S scenes, and the ids of two texts of each: (S, 2, 77) and (S, 2, L)."""
         pictures, texts = captioned(self.d.bank, self.config.seed, self.d.tasks)
-        clip, t5 = self._tokens([t for three in texts for t in three])
+        clip, t5 = self._tokens([t for two in texts for t in two])
         bank = {"latents": self._latents(pictures),
-                "clip": clip.view(len(texts), 3, -1).short(), "t5": t5.view(len(texts), 3, -1).short()}
+                "clip": clip.view(len(texts), 2, -1).short(), "t5": t5.view(len(texts), 2, -1).short()}
         if self.d.triplets:
             bank |= encode_edits(self._latents, self._tokens, self.d.triplets, self.config.seed, self.d.tasks)
         return bank
@@ -124,36 +109,28 @@ class BaseTask:
             return encode_pictures(self.vae, pictures).half()
 
     def named_parameters(self):
-        for part, module in self.trained.items():
-            for name, parameter in module.named_parameters():
-                yield f"{part}.{name}", parameter
+        return self.transformer.named_parameters("transformer")
 
     def matrices(self) -> set[str]:
         return {n for n, p in self.named_parameters()
-                if p.ndim == 2 and n.startswith("transformer.") and "transformer_blocks" in n
-                and "norm" not in n}
+                if p.ndim == 2 and "transformer_blocks" in n and "norm" not in n}
 
+    @torch.no_grad()
     def _encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, 77) and (B, L) to T5's states (B, L, D) and CLIP's pooled vectors (B, P)."""
-        # Only the pooled vector of CLIP is used, and its attention is causal: what stands behind the
-        # last end token has no say, so the shortest common length gives the same vector.
-        width = int((clip_ids != 0).sum(1).max())
-        device = self.config.device
-        pooled = self.parts["text_encoder"](clip_ids[:, :width].to(device)).pooler_output
-        return self.parts["text_encoder_2"](t5_ids.to(device)).last_hidden_state, pooled
+        return self.t5(t5_ids.to(self.config.device)).last_hidden_state, pooled(self.clip, clip_ids)
 
     def _forward(self, x, states, pooled, t, guidance, condition=None):
         """Noisy tokens (B, N, C), and a flawed picture's (B, N, C) or None, to velocities (B, N, C)."""
-        return flux_forward(self.parts["transformer"], None, x, states, pooled, t, guidance, *self.ids, condition,
+        return flux_forward(self.transformer, None, x, states, pooled, t, guidance, *self.ids, condition,
                             None if condition is None else self.condition_ids)
 
     def _scenes(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         """Latent tokens (B, N, C), ids of their texts, which texts were dropped (B,), and no flawed picture."""
         n = self.config.batch
         pick = torch.randint(len(self.bank["latents"]), (n,), generator=generator)
-        chance = torch.rand(n, generator=generator)
-        drop, told = chance < DROP_TEXT, chance > 1 - self.m.instructed
-        which = torch.where(told, 2, (chance * 1000).long() % 2)
+        drop = torch.rand(n, generator=generator) < DROP_TEXT
+        which = torch.randint(2, (n,), generator=generator)
         clip_ids, t5_ids = self.bank["clip"][pick, which].long(), self.bank["t5"][pick, which].long()
         clip_ids[drop], t5_ids[drop] = self.empty[0], self.empty[1]
         return self.bank["latents"][pick].float(), clip_ids, t5_ids, drop, None
@@ -238,12 +215,13 @@ class BaseTask:
         return np.rint(images * 255).astype(np.uint8)
 
     def export(self, folder: Path, provenance: dict) -> None:
-        """A model folder; trained parts in bf16, as FLUX.1-dev's, the autoencoder as it came."""
+        """A model folder; transformer and text encoders in bf16, as FLUX.1-dev's, the autoencoder as it came."""
         parts = {k: part for k, part in self.parts.items() if not k.startswith("tokenizer")}
         # torch's own `to`, for diffusers' warns about modules that are to stay fp32, of which FLUX has none.
-        parts |= {k: torch.nn.Module.to(copy.deepcopy(part), torch.bfloat16) for k, part in self.trained.items()}
+        parts |= {k: torch.nn.Module.to(copy.deepcopy(part), torch.bfloat16) for k, part in parts.items()
+                  if k in ("transformer", "text_encoder", "text_encoder_2")}
         write_folder(folder, **parts)
         for name in ("tokenizer", "tokenizer_2"):
-            shutil.copytree(Path(self.config.out) / name, folder / name)
+            shutil.copytree(Path(self.m.text) / name, folder / name)
         forget_places(folder)
         write_provenance(folder, {**provenance, **self.origin})
