@@ -13,6 +13,7 @@ from torch import nn
 import trainer.shapes
 import trainer.tasks.parts
 import trainer.tasks.corrector
+import trainer.tasks.text
 import trainer.tasks.vae
 from reflect_core.shapes import sample
 from reflect_core.types import UserError
@@ -21,16 +22,22 @@ from trainer.config import load_config
 from trainer.identity import digest, fingerprint
 from trainer.tasks.base import BaseTask
 from trainer.tasks.corrector import CorrectorTask
+from trainer.train import main
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_tiny_flux(tmp_path_factory.mktemp("model") / "flux", lora=False)
+    """A model folder, and in it the run of text encoders that know the shapes world's words."""
+    folder = write_tiny_flux(tmp_path_factory.mktemp("model") / "flux", lora=False)
+    assert main(["--config", str(write_config(folder, "text"))]) == 0
+    return folder
 
 
 def base_key(folder, model, *overrides):
-    file = write_config(folder, "base", model={"vae": str(model / "vae"), "text_length": 12, "heads": 2,
-                                               "head_dim": 16, "text_width": 32})
+    data = {"bank": 24, "sample_prompts": 1, "triplets": 12}
+    file = write_config(folder, "base", data=data, model={
+        "vae": str(model / "vae"), "text": str(model / "text" / "result"), "text_length": 12, "heads": 2,
+        "head_dim": 16, "edits": 0.5})
     return BaseTask(load_config(file, list(overrides))).data["bank"]
 
 
@@ -70,8 +77,9 @@ def test_a_bank_of_what_the_code_no_longer_gives_is_not_used(key, change, model,
 
 def test_a_bank_of_another_vocabulary_is_not_used(model, tmp_path, monkeypatch):
     before = base_key(tmp_path, model)
-    monkeypatch.setattr(trainer.tasks.parts, "WORDS", trainer.tasks.parts.WORDS | {"zzz"})  # behind all others
-    assert base_key(tmp_path, model) != before
+    monkeypatch.setattr(trainer.tasks.text, "WORDS", trainer.tasks.text.WORDS | {"zzz"})  # behind all others
+    assert main(["--config", str(write_config(tmp_path, "text"))]) == 0
+    assert base_key(tmp_path, model, f"model.text={tmp_path / 'text' / 'result'}") != before
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])

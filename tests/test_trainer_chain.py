@@ -10,6 +10,7 @@ import torch
 from command import contents
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_training import ROOT, blank_model, inside, tiny_configs, train, write_config
 
 from reflect_core.generators.flux_corrector import lora as lora_module
@@ -18,12 +19,12 @@ from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request
 from trainer.tasks.common import portable
 
-TASKS = ("vae", "base", "harvest", "corrector", "bundle")
+TASKS = ("vae", "text", "base", "harvest", "corrector", "bundle")
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """The folder in which all five commands ran, one after the other, and what they printed."""
+    """The folder in which all six commands ran, one after the other, and what they printed."""
     folder = tmp_path_factory.mktemp("chain")
     printed = {}
     for task in TASKS:
@@ -87,6 +88,14 @@ def test_diffusers_draws_the_same_from_the_folder(chain):
     assert np.abs(np.asarray(ours.picture) / 255 - theirs).max() <= 1 / 255
 
 
+def test_text_encoders_are_not_trained_with_the_base(chain):
+    folder, _ = chain
+    for part in ("text_encoder", "text_encoder_2"):
+        before, after = (load_file(folder / run / "result" / part / "model.safetensors") for run in ("text", "base"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k].bfloat16(), after[k]) for k in after), part
+
+
 def test_the_lora_has_the_published_keys(chain):
     folder, _ = chain
     with safe_open(folder / "bundle" / "lora" / "pytorch_lora_weights.safetensors", "pt") as file:
@@ -102,14 +111,16 @@ def test_the_lora_has_the_published_keys(chain):
 def test_weights_say_where_they_come_from(chain):
     folder, _ = chain
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    for task in ("vae", "base", "corrector"):
+    for task in ("vae", "text", "base", "corrector"):
         found, config = provenance(folder / task / "result"), tiny_configs(folder)[task]
         assert found["config"]["name"] == f"chain-{task}" and found["config_file"] == f"{task}.yaml"
         assert (found["seed"], found["steps"]) == (config["seed"], config["steps"])
         assert found["samples"] == config["steps"] * config["batch"]
         assert found["commit"].removesuffix("-dirty") == (head.stdout.strip() or "unknown")
     assert provenance(folder / "vae" / "result")["data"]["rendered_scenes"] == 32
-    assert provenance(folder / "base" / "result")["vae"]["config"]["name"] == "chain-vae"
+    assert provenance(folder / "text" / "result")["data"]["sentences"] == 32
+    for part in ("vae", "text"):
+        assert provenance(folder / "base" / "result")[part]["config"]["name"] == f"chain-{part}"
     found = provenance(folder / "bundle")
     assert found["base"]["data"]["rendered_scenes"] == 24
     assert found["lora"]["data"]["triplets"] == 12 + len(
@@ -125,9 +136,9 @@ def test_weights_say_where_they_come_from(chain):
 
 def test_nothing_that_is_passed_on_names_a_place_on_this_machine(chain):
     folder, _ = chain
-    files = [file for result in ("vae/result", "base/result", "harvest", "corrector/result", "bundle")
+    files = [file for result in ("vae/result", "text/result", "base/result", "harvest", "corrector/result", "bundle")
              for file in (folder / result).rglob("*.json") if file.name != "settings.json"]
-    assert len([file for file in files if file.name == "provenance.json"]) == 5
+    assert len([file for file in files if file.name == "provenance.json"]) == 6
     assert not [file for file in files if str(folder) in (text := file.read_text()) or str(ROOT) in text]
 
 

@@ -45,7 +45,7 @@ def test_every_config_of_the_pack_is_right(file):
     ("vae", ["ema=1"], "ema is 1; expected between 0 and 0.99999"),
     ("vae", ["optimizer=sgd"], "optimizer is 'sgd'; expected adamw or muon"),
     ("vae", ["precision=fp16"], "precision is 'fp16'; expected bf16 or fp32"),
-    ("vae", ["task=vea"], "task is 'vea'; expected one of vae, base, harvest, corrector, bundle"),
+    ("vae", ["task=vea"], "task is 'vea'; expected one of vae, text, base, harvest, corrector, bundle"),
     ("vae", ["out="], "out is None; expected text"),
     ("vae", ["out=''"], "out is empty"),
     ("vae", ["model="], "model is None; expected `key: value` lines below it"),
@@ -126,10 +126,12 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
     assert "device is 'warp', which cannot be used here" in error
 
 
-@pytest.mark.parametrize("task, key", [("base", "vae"), ("harvest", "base"), ("corrector", "base"), ("bundle", "base")])
-def test_a_model_that_is_not_there(task, key, tmp_path, capsys):
+@pytest.mark.parametrize("task, key", [("base", "vae"), ("base", "text"), ("harvest", "base"), ("corrector", "base"),
+                                       ("bundle", "base")])
+def test_a_model_that_is_not_there(task, key, model, tmp_path, capsys):
     data = [{"kind": "corrupted", "count": 2}]
     settings = ["--set", f"data.sources={json.dumps(data)}"] if task == "corrector" else []
+    settings += ["--set", f"model.vae={model / 'vae'}"] if task == "base" else []
     error = inside(capsys, "--config", write_config(tmp_path, task), *settings,
                    "--set", f"model.{key}={tmp_path / 'nothing'}").error
     assert str(tmp_path / "nothing") in error and ("no such folder" in error or "no such file" in error)

@@ -24,7 +24,9 @@ from trainer.shapes import correction_figures, corrupted_triplets, is_right
 from trainer.sources import Sources
 from trainer.tasks.base import BaseTask
 from trainer.tasks.corrector import CorrectorTask
+from trainer.tasks.text import TextTask
 from trainer.tasks.vae import VaeTask
+from trainer.train import main
 from trainer.triplets import read_lines
 
 SIZE, CONDITION = 32, 16
@@ -369,19 +371,29 @@ class OneDevice(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("task", ["vae", "base", "corrector"])
+@pytest.mark.parametrize("task", ["vae", "text", "base", "corrector"])
 def test_every_tensor_of_a_step_is_on_the_device(task, model, pictures, tmp_path):
     """As far as it can be seen without an accelerator: a device that computes shapes only."""
+    if task == "base":
+        assert main(["--config", str(write_config(tmp_path, "text"))]) == 0
     files = {"vae": lambda: write_config(tmp_path, "vae"),
+             "text": lambda: write_config(tmp_path, "text"),
              "base": lambda: write_config(tmp_path, "base", model={
-                 "vae": str(model / "vae"), "text_length": 12, "heads": 2, "head_dim": 16, "text_width": 32}),
+                 "vae": str(model / "vae"), "text": str(tmp_path / "text" / "result"), "text_length": 12, "heads": 2,
+                 "head_dim": 16}),
              "corrector": lambda: config_file(tmp_path, model, pictures, model={"checkpointing": True})}
-    made = {"vae": VaeTask, "base": BaseTask, "corrector": CorrectorTask}[task](load_config(files[task]()))
+    kinds = {"vae": VaeTask, "text": TextTask, "base": BaseTask, "corrector": CorrectorTask}
+    made = kinds[task](load_config(files[task]()))
     made.config = dataclasses.replace(made.config, device="meta")
-    parts = [made.vae] if task == "vae" else [made.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")]
+    if task == "vae":
+        parts = [made.vae]
+    elif task == "text":
+        parts = [made.trained]
+    else:
+        parts = [made.parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")]
     for part in [*parts, *([made.lora] if task == "corrector" else [])]:
         part.to("meta")
-    if task != "vae":
+    if task in ("base", "corrector"):
         made.ids = tuple(ids.to("meta") for ids in made.ids)
     with OneDevice():
         for step in (0, made.config.steps - 1):

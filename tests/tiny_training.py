@@ -1,4 +1,4 @@
-"""The trainer as tests call it: the five tasks at a size of seconds, the command line, real processes to kill."""
+"""The trainer as tests call it: the six tasks at a size of seconds, the command line, real processes to kill."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
     base, text = str(folder / "base" / "result"), {"text_length": 24}
     return {
         "vae": {**_RUN, "seed": 1, "model": {"channels": [8, 8, 8]}, "data": {"pictures": 32}},
+        "text": {**_RUN, "seed": 6, "model": {**text, "width": 32, "layers": 1}, "data": {"sentences": 32}},
         "base": {**_RUN, "seed": 2, "optimizer": "muon", "data": {"bank": 24, "sample_prompts": 1}, "model": {
-            "vae": str(folder / "vae" / "result"), **text, "heads": 2, "head_dim": 16, "single_blocks": 1,
-            "text_width": 32, "text_layers": 1, "distil": 0.5}},
+            "vae": str(folder / "vae" / "result"), "text": str(folder / "text" / "result"), **text,
+            "heads": 2, "head_dim": 16, "single_blocks": 1, "distil": 0.5}},
         "harvest": {"seed": 3, "batch": 4, "steps": 3, "precision": "fp32", "log_every": 1,
                     "model": {"base": str(folder / "blank"), **text, "sample_steps": 2}},
         "corrector": {**_RUN, "seed": 4, "optimizer": "muon",
@@ -97,8 +98,8 @@ def start(*arguments, output: Path):
     """The command line in a new process that has torch and the trainer loaded: made in milliseconds, and can be
     killed like any other."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_training", "trainer.loop", "trainer.tasks.vae", "trainer.tasks.base",
-                                    "trainer.tasks.harvest", "trainer.tasks.corrector"])
+    context.set_forkserver_preload(["tiny_training", "trainer.loop", "trainer.tasks.vae", "trainer.tasks.text",
+                                    "trainer.tasks.base", "trainer.tasks.harvest", "trainer.tasks.corrector"])
     process = context.Process(target=run_main, args=([str(a) for a in arguments], str(output)))
     process.start()
     return process

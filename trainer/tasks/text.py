@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from reflect_core.presets.load import check_safetensors, read_json
+from reflect_core.generators.flux_corrector.folder import load_text_encoder, save_text_encoder
+from reflect_core.model_files import read_json
 from reflect_core.shapes.prompt import WORDS
 from reflect_core.shapes.repair import REFLECTION_WORDS
 from reflect_core.shapes.tokenizer import write_word_tokenizer
@@ -40,7 +41,7 @@ FOCUS = 5.0
 long and more."""
 BUCKETS = 16
 """Of distances in one direction, for T5's attention; the first half of them are exact."""
-_PARTS = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+_ENCODERS, _TOKENIZERS = ("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2")
 
 
 def load_text(folder: Path) -> dict:
@@ -49,18 +50,14 @@ def load_text(folder: Path) -> dict:
     Raises `UserError` for anything else, and for encoders of another version of the shapes world's language.
     """
     parts = {}
-    for name, kind in _PARTS.items():
-        read_json(folder / name / "config.json", "expected the result folder of a text run; train that first")
-        check_safetensors(folder / name / "model.safetensors")
-        parts[name] = kind.from_pretrained(folder / name, local_files_only=True).requires_grad_(False)
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in _TOKENIZERS:
         read_json(folder / name / "tokenizer.json", "expected the result folder of a text run; train that first")
         parts[name] = AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
         missing = sorted(set(_words()) - set(parts[name].get_vocab()))
         if missing:
             raise UserError(f"{folder / name}: does not know {', '.join(missing[:5])}; expected every word of prompts "
                             "and reflections. Train the text encoders again")
-    return parts
+    return parts | {name: load_text_encoder(folder, name) for name in _ENCODERS}
 
 
 def _words() -> list[str]:
@@ -137,13 +134,14 @@ class TextTask:
 
     def _told(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Logits (..., V) and right words, of sentences and of what is around each word."""
-        clip_ids, t5_ids = clip_ids.to(self.config.device), t5_ids.to(self.config.device)
-        words = t5_ids != 0  # the rest is padding, which is read but tells nothing
+        device = self.config.device
+        words = t5_ids.flatten().nonzero().squeeze(1)  # the rest is padding, which is read but tells nothing
         with autocast(self.config):
             sentence = self.trained["tell_sentence"](pooled(self.clip, clip_ids))
-            near = self.trained["tell_around"](self.t5(t5_ids).last_hidden_state[words])
-        return ((sentence.float().view(-1, self.sizes[0]), clip_ids[:, 1: 1 + SENTENCE].flatten()),
-                (near.float().view(-1, self.sizes[1]), around(t5_ids)[words].flatten()))
+            states = self.t5(t5_ids.to(device)).last_hidden_state.flatten(0, 1)
+            near = self.trained["tell_around"](states[words.to(device)])
+        return ((sentence.float().view(-1, self.sizes[0]), clip_ids[:, 1: 1 + SENTENCE].flatten().to(device)),
+                (near.float().view(-1, self.sizes[1]), around(t5_ids).flatten(0, 1)[words].flatten().to(device)))
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(self.ids[0]), (self.config.batch,), generator=generator)
@@ -159,9 +157,9 @@ class TextTask:
 
     def export(self, folder: Path, provenance: dict) -> None:
         """The encoders in fp32, and their tokenizers."""
-        for name in _PARTS:
-            self.parts[name].save_pretrained(folder / name)
-        for name in ("tokenizer", "tokenizer_2"):
+        for name in _ENCODERS:
+            save_text_encoder(folder, name, self.parts[name])
+        for name in _TOKENIZERS:
             shutil.copytree(Path(self.config.out) / name, folder / name)
         forget_places(folder)
         write_provenance(folder, provenance)

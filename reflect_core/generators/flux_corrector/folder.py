@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...model_files import check_model_folder, read_json
+from ...model_files import check_model_folder, check_safetensors, read_json
 from ...presets.load import read_settings
 from ...types import UserError
 from .lora import ConditionLora
@@ -73,6 +73,26 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     return parts
 
 
+def load_text_encoder(folder: str | Path, name: str) -> nn.Module:
+    """`text_encoder` or `text_encoder_2` of a folder that need not be a whole model, in fp32 and frozen.
+
+    Raises UserError, naming the file.
+    """
+    folder = Path(folder)
+    read_json(folder / name / "config.json", "expected a folder with text encoders as diffusers lays them")
+    check_safetensors(folder / name / "model.safetensors")
+    with _quiet():
+        return _load(folder, name, list(_CLASSES[name][0]), torch.float32)
+
+
+def save_text_encoder(folder: str | Path, name: str, part: nn.Module) -> None:
+    """Write one into a folder, so that transformers 4 and 5 read it alike."""
+    with _quiet():
+        part.save_pretrained(Path(folder) / name)
+    if name == "text_encoder":
+        _published_clip_names(Path(folder) / name / "model.safetensors")
+
+
 def load_outlines(folder: str | Path) -> dict[str, nn.Module]:
     """The transformer and the autoencoder as their config.json describes them, without weights (meta device).
 
@@ -117,10 +137,10 @@ def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_enc
 
     folder = Path(folder)
     with _quiet():
-        for name, part in (("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder),
-                           ("text_encoder_2", text_encoder_2), ("scheduler", scheduler)):
+        for name, part in (("transformer", transformer), ("vae", vae), ("scheduler", scheduler)):
             part.save_pretrained(folder / name)
-    _published_clip_names(folder / "text_encoder" / "model.safetensors")
+    for name, part in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2)):
+        save_text_encoder(folder, name, part)
     index = {"_class_name": "FluxPipeline", "_diffusers_version": diffusers.__version__,
              "feature_extractor": [None, None], "image_encoder": [None, None],
              "scheduler": ["diffusers", type(scheduler).__name__],
