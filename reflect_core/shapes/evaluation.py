@@ -21,7 +21,7 @@ UNSEEN_TASKS = ("colors", "color_attr", "compose")
 PROMPTS_A_TASK, UNSEEN_PROMPTS = 60, 60
 COMPOSE_EVALUATED = ((1, 2, 2), (2, 2, 2), (1, 2, 3))
 """Objects per phrase in the evaluated `compose` prompts: five and six, of which the bundled base draws about 0.04 right
-at once, as FLUX does of the paper's hard prompts. Of three it draws 0.22 right. Training never asks for six."""
+at once, as FLUX does of the paper's hard prompts. Of three it draws 0.22 right."""
 SEED = 20503
 DATA = Path(__file__).with_name("evaluation.json")
 _ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)

@@ -30,8 +30,9 @@ from .scene import (
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "compose")
 COLOUR_NAMES = tuple(COLOURS)
 SEEN_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN_PAIRS)
-COMPOSE_COUNTS = ((1, 2), (1, 1, 1), (1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3))
-"""Objects per phrase in `compose`: three to five in two or three phrases."""
+COMPOSE_COUNTS = ((1, 2), (1, 1, 1), (1, 3), (2, 2), (1, 1, 2), (1, 2, 2), (1, 1, 3), (2, 3),
+                  (1, 2, 3), (2, 2, 2))
+"""Objects per phrase in `compose`: three to six in two or three phrases."""
 
 
 def _distinct_pairs(rng: np.random.Generator, count: int, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
