@@ -11,7 +11,6 @@ from tiny_training import inside, write_config
 from torch import nn
 
 import trainer.shapes
-import trainer.tasks.parts
 import trainer.tasks.corrector
 import trainer.tasks.text
 import trainer.tasks.vae

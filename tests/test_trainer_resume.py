@@ -380,24 +380,22 @@ def wait_for(progress: Path, lines: int, process):
         time.sleep(0.002)
 
 
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory):
-    """The result folder of a vae run, and its weights."""
-    folder = tmp_path_factory.mktemp("vae")
-    process = start("--config", write_config(folder, "vae", steps=30, save_every=3, log_every=1), output=folder / "o")
+def never_cut(folder: Path, task: str) -> Path:
+    """The folder of a run of 30 steps that went through at once."""
+    process = start("--config", write_config(folder, task, steps=30, save_every=3, log_every=1), output=folder / "o")
     process.join()
     assert process.exitcode == 0, read(folder / "o")
-    return folder / "vae"
+    return folder / task
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return never_cut(tmp_path_factory.mktemp("vae"), "vae")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """The folder of a text run that was never cut."""
-    folder = tmp_path_factory.mktemp("text")
-    process = start("--config", write_config(folder, "text", steps=30, save_every=3, log_every=1), output=folder / "o")
-    process.join()
-    assert process.exitcode == 0, read(folder / "o")
-    return folder / "text"
+    return never_cut(tmp_path_factory.mktemp("text"), "text")
 
 
 def killed_until_done(folder: Path, arguments, progress: Path, kills: list[int], randomness) -> str:

@@ -262,7 +262,8 @@ class BundleData:
 
 
 SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (BaseModel, BaseData),
-            "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData), "bundle": (BundleModel, BundleData)}
+            "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData),
+            "bundle": (BundleModel, BundleData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

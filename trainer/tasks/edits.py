@@ -1,9 +1,9 @@
 """What a base learns from corrections: to heed instructions.
 
-FLUX.1-dev's text encoder knows English before it ever sees a reflection; one that was trained here on captions alone
-has never had a use for 'change the left red star to blue'. So a share of a base's own steps may be corrections of
-corrupted scenes, the flawed picture in view as the corrector will see it (extra tokens at time 0), by the base's
-weights and without a LoRA.
+FLUX.1-dev has drawn what all kinds of English sentences say; a base that was trained here on captions alone has never
+had a use for 'change the left red star to blue', and a LoRA that does not touch its words cannot teach it. So a share
+of a base's own steps may be corrections of corrupted scenes, the flawed picture in view as the corrector will see it
+(extra tokens at time 0), by the base's weights and without a LoRA.
 """
 
 from __future__ import annotations
