@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reflect_core.shapes.detector import detect
 from reflect_core.shapes.sample import TASKS, sample_requirement, sample_scene
-from reflect_core.shapes.scene import COLOURS, SHAPES, render_array
+from reflect_core.shapes.scene import COLOURS, GAP, SHAPES, render_array
 
 ALL_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES)
 CENTRE_TOLERANCE = 1.5
@@ -49,9 +49,9 @@ DISTURBANCES = {"clean": lambda pixels, rng: pixels, "noise": noise, "blur": blu
 
 
 def sample(rng: np.random.Generator):
-    """A scene of a random task, any pair allowed."""
+    """A scene of a random task, any pair allowed, objects as near as the world allows."""
     task = TASKS[rng.integers(len(TASKS))]
-    return sample_scene(sample_requirement(task, rng, ALL_PAIRS), rng, ALL_PAIRS)
+    return sample_scene(sample_requirement(task, rng, ALL_PAIRS), rng, ALL_PAIRS, GAP)
 
 
 def agrees(scene, found) -> bool:

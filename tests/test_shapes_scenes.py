@@ -8,11 +8,11 @@ import pytest
 from reflect_core.shapes.checks import check_objects
 from reflect_core.shapes.corrupt import FLAWS, corrupt
 from reflect_core.shapes.sample import SEEN_PAIRS, TASKS, place, sample_requirement, sample_scene
-from reflect_core.shapes.scene import MAX_RADIUS, MIN_RADIUS, SHAPES, SIZE, Obj, fits, render_array
+from reflect_core.shapes.scene import GAP, MAX_RADIUS, MIN_RADIUS, SHAPES, SIZE, SPACE, Obj, fits, render_array
 
 
-def apart(scene):
-    return all(fits(obj, [other for other in scene if other is not obj]) for obj in scene)
+def apart(scene, gap=GAP):
+    return all(fits(obj, [other for other in scene if other is not obj], gap) for obj in scene)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -21,7 +21,8 @@ def test_sampled_scenes_show_what_is_required_and_keep_their_distance(task):
         rng = np.random.default_rng(seed)
         requirement = sample_requirement(task, rng)
         scene = sample_scene(requirement, rng)
-        assert apart(scene) and check_objects(requirement, scene).accepted
+        assert apart(scene, SPACE) and check_objects(requirement, scene).accepted
+        assert apart(sample_scene(requirement, rng, gap=GAP))
         assert all(MIN_RADIUS <= obj.r <= MAX_RADIUS for obj in scene)
         assert all((obj.colour, obj.shape) in SEEN_PAIRS for obj in scene)
 

@@ -1,7 +1,7 @@
 """Sampling: prompts of the seven tasks, and scenes that satisfy a requirement.
 
 The first six tasks follow GenEval; `compose` mixes counts, colours and one relation over three to
-five objects, which a small base model almost never gets right at once.
+six objects, which a small base model almost never gets right at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from .held_out import is_held_out
 from .prompt import ADJECTIVES, NOUNS, RELATIONS, Group, Requirement, holds, sentence
 from .scene import (
     COLOURS,
+    GAP,
     MAX_RADIUS,
     MIN_RADIUS,
     REACH,
     REACH_MOST,
     SHAPES,
     SIZE,
+    SPACE,
     UNSEEN_PAIRS,
     Obj,
     Scene,
@@ -103,33 +105,37 @@ def _draw_radius(rng: np.random.Generator, objects: int) -> float:
 
 
 def place(shape: str, colour: str, others: Sequence[Obj], rng: np.random.Generator, objects: int = 1,
-          accept=lambda obj: True, radius: float | None = None, tries: int = 60) -> Obj | None:
+          accept=lambda obj: True, radius: float | None = None,
+          gaps: tuple[float, float] = (SPACE, GAP), tries: int = 60) -> Obj | None:
     """A new object at a random free place that `accept` likes, or None when none is found.
 
-    `radius` fixes the nominal radius in pixels; otherwise it is drawn, smaller in later tries.
+    `radius` fixes the nominal radius in pixels; otherwise it is drawn, and small in the later half of the
+    tries. `gaps` is the least empty space to the others in the earlier and in the later tries, in pixels.
     """
     for attempt in range(tries):
+        late = attempt > tries // 2
         r = radius if radius is not None else _draw_radius(rng, objects)
-        if radius is None and attempt > tries // 2:
+        if radius is None and late:
             r = MIN_RADIUS + 0.5
         edge = (REACH["circle"] if shape == "circle" else REACH_MOST) * r + 0.5
         x, y = (snap(v) for v in rng.uniform(edge, SIZE - edge, size=2))
         obj = Obj(shape, colour, x, y, r)
-        if fits(obj, others) and accept(obj):
+        if fits(obj, others, gaps[late]) and accept(obj):
             return obj
     return None
 
 
 def sample_scene(requirement: Requirement, rng: np.random.Generator,
-                 pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> Scene:
-    """A random scene that shows exactly what is required. Colours left open are drawn from `pairs`."""
+                 pairs: Sequence[tuple[str, str]] = SEEN_PAIRS, gap: float = SPACE) -> Scene:
+    """A random scene that shows exactly what is required, its objects at least `gap` pixels apart.
+    Colours left open are drawn from `pairs`."""
     while True:
-        scene = _try_scene(requirement, rng, pairs)
+        scene = _try_scene(requirement, rng, pairs, gap)
         if scene is not None:
             return scene
 
 
-def _try_scene(requirement: Requirement, rng: np.random.Generator, pairs) -> Scene | None:
+def _try_scene(requirement: Requirement, rng: np.random.Generator, pairs, gap: float) -> Scene | None:
     placed: list[tuple[int, Obj]] = []
     slots = [k for k, group in enumerate(requirement.groups) for _ in range(group.count)]
     one_colour = rng.random() < 0.5
@@ -142,7 +148,7 @@ def _try_scene(requirement: Requirement, rng: np.random.Generator, pairs) -> Sce
             colour = options[rng.integers(len(options))]
         group_colour.setdefault(k, colour)
         accept = relation_test(requirement, k, placed)
-        obj = place(group.shape, colour, [o for _, o in placed], rng, requirement.objects, accept)
+        obj = place(group.shape, colour, [o for _, o in placed], rng, requirement.objects, accept, gaps=(gap, gap))
         if obj is None:
             return None
         placed.append((k, obj))
