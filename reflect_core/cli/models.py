@@ -41,9 +41,7 @@ class ModelChoice:
                 raise UserError(f"--option {name} is no option of a model; try {ELSEWHERE[name]}")
         self.defaults, self.folder_options = read_settings(self.folder)
         if self.lora is not None:
-            # A LoRA may bring the options that it was trained with, see `FluxCorrector.from_folder`.
-            self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
-        if self.lora is not None:  # what lies beside it comes on top, as when it is loaded
+            # A LoRA may bring the options that it was trained with, on top, see `FluxCorrector.from_folder`.
             self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
 
     def load(self, **options: Any) -> Generator:
