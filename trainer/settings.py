@@ -80,6 +80,8 @@ class BaseModel:
     """Result folder of a `text` run."""
     text_length: int
     """Tokens of a text for T5."""
+    start: str | None = None
+    """Result folder of a `base` run whose transformer this one goes on with; None: from nothing."""
     heads: int = 4
     head_dim: int = 64
     double_blocks: int = 1

@@ -1,5 +1,5 @@
-"""The small FLUX-family base: its transformer, trained from nothing over text encoders and an autoencoder that stay
-as they are.
+"""The small FLUX-family base: its transformer, trained from nothing or on from another base, over text encoders and an
+autoencoder that stay as they are.
 
 Rectified flow on latent tokens with logit-normal times. The last part of the run distils guidance into the guidance
 embedding, as FLUX.1-dev has it: there the target at guidance g is v + (g - 1)(conditional - unconditional), from the
@@ -35,7 +35,7 @@ from ..triplets import Triplet
 from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
 from .edits import correct_alone, encode_edits, held_out_edits
 from .gelu import quicken
-from .parts import build_scheduler, build_transformer
+from .parts import build_scheduler, build_transformer, load_weights
 from .text import load_text, pooled
 from .vae import load_vae
 
@@ -56,6 +56,9 @@ class BaseTask:
         self.t5, self.clip = text["text_encoder_2"], text["text_encoder"]
         self.origin = {"vae": provenance_of(self.m.vae), "text": provenance_of(self.m.text)}  # before the training
         self.transformer = build_transformer(self.m, self.vae, self.t5.config.d_model, self.clip.config.hidden_size)
+        if self.m.start is not None:
+            self.origin["start"] = provenance_of(self.m.start)
+            load_weights(self.transformer, Path(self.m.start))
         self.parts = {**text, "transformer": self.transformer.to(config.device), "vae": self.vae,
                       "scheduler": build_scheduler(self.m)}
         if config.compile and torch.device(config.device).type == "cpu":
@@ -67,6 +70,8 @@ class BaseTask:
         self.bank = cached(out, settings, self._make_bank)
         self.data = {"bank": bank_key(settings), "rendered_scenes": len(self.bank["latents"]),
                      "text": fingerprint(self.clip, self.t5)}
+        if self.m.start is not None:
+            self.data["start"] = fingerprint(self.transformer)
         self.held_out: list[Triplet] = []
         if self.d.triplets:
             self.data["triplets"] = len(self.bank["edit_good"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+from reflect_core.model_files import read_safetensors
+from reflect_core.types import UserError
 
 from ..settings import BaseModel
 
@@ -26,3 +31,15 @@ def build_transformer(m: BaseModel, vae: AutoencoderKL, text_width: int, pooled_
 
 def build_scheduler(m: BaseModel) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=m.shift)
+
+
+def load_weights(transformer: FluxTransformer2DModel, folder: Path) -> None:
+    """Those of the model in `folder`. UserError if it is of another size, or there is none."""
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = read_safetensors(file)
+    for name, mine in transformer.state_dict().items():
+        theirs = tuple(weights[name].shape) if name in weights else None
+        if theirs != tuple(mine.shape):
+            raise UserError(f"model.start {folder}: {name} is {theirs}; expected {tuple(mine.shape)}, as this config's "
+                            "heads and blocks make it. Choose the same sizes as there, or train from nothing")
+    transformer.load_state_dict(weights)
