@@ -36,7 +36,7 @@ def build_scheduler(m: BaseModel) -> FlowMatchEulerDiscreteScheduler:
 def load_weights(transformer: FluxTransformer2DModel, folder: Path) -> None:
     """Those of the model in `folder`. UserError if it is of another size, or there is none."""
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = read_safetensors(file)
+    weights, _ = read_safetensors(file)
     for name, mine in transformer.state_dict().items():
         theirs = tuple(weights[name].shape) if name in weights else None
         if theirs != tuple(mine.shape):
