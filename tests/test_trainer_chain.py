@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from command import contents
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_training import ROOT, blank_model, inside, tiny_configs, train, write_config
+from tiny_training import ROOT, blank_model, inside, tensors, tiny_configs, train, write_config
 
 from reflect_core.generators.flux_corrector import lora as lora_module
 from reflect_core.generators.flux_corrector.folder import lora_options
@@ -94,6 +95,21 @@ def test_text_encoders_are_not_trained_with_the_base(chain):
         before, after = (load_file(folder / run / "result" / part / "model.safetensors") for run in ("text", "base"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[k].bfloat16(), after[k]) for k in after), part
+
+
+def test_a_base_goes_on_from_another(chain, tmp_path, capsys):
+    folder, _ = chain
+    start, file = folder / "base" / "result", Path("transformer") / "diffusion_pytorch_model.safetensors"
+    model = {**tiny_configs(folder)["base"]["model"], "start": str(start)}
+    # Too small a step to be seen in bf16: what is exported is what it began with.
+    config = write_config(tmp_path, "base", model=model, steps=1, lr=1e-12, weight_decay=0.0, ema=0.0)
+    assert inside(capsys, "--config", config).code == 0
+    assert tensors(tmp_path / "base" / "result" / file) == tensors(start / file)
+    told = provenance(tmp_path / "base" / "result")
+    assert told["start"] == provenance(start) and told["data"]["start"]
+    other = write_config(tmp_path / "other", "base", model={**model, "heads": 3}, steps=1)
+    result = inside(capsys, "--config", other)
+    assert result.code == 2 and "model.start" in result.error and "expected (48, " in result.error
 
 
 def test_the_lora_has_the_published_keys(chain):
