@@ -11,7 +11,7 @@ import torch
 from command import contents
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_training import ROOT, blank_model, inside, tensors, tiny_configs, train, write_config
 
 from reflect_core.generators.flux_corrector import lora as lora_module
@@ -107,9 +107,13 @@ def test_a_base_goes_on_from_another(chain, tmp_path, capsys):
     assert tensors(tmp_path / "base" / "result" / file) == tensors(start / file)
     told = provenance(tmp_path / "base" / "result")
     assert told["start"] == provenance(start) and told["data"]["start"]
-    other = write_config(tmp_path / "other", "base", model={**model, "heads": 3}, steps=1)
-    result = inside(capsys, "--config", other)
-    assert result.code == 2 and "model.start" in result.error and "expected (48, " in result.error
+    larger = shutil.copytree(start, tmp_path / "larger")
+    save_file({**load_file(larger / file), "one.block.more": torch.zeros(2)}, larger / file)
+    for change, said in (({"heads": 3}, "expected (48, "), ({"single_blocks": 2}, "is None; expected ("),
+                         ({"start": str(larger)}, "one.block.more is (2,); expected None")):
+        other = write_config(tmp_path / "other", "base", model={**model, **change}, steps=1)
+        result = inside(capsys, "--config", other)
+        assert result.code == 2 and "model.start" in result.error and said in result.error, change
 
 
 def test_the_lora_has_the_published_keys(chain):

@@ -39,7 +39,6 @@ from .parts import build_scheduler, build_transformer, load_weights
 from .text import load_text, pooled
 from .vae import load_vae
 
-
 DROP_TEXT = 0.1
 """Share of the texts that are left out, so that there is something for guidance to lead away from."""
 

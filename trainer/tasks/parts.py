@@ -37,9 +37,10 @@ def load_weights(transformer: FluxTransformer2DModel, folder: Path) -> None:
     """Those of the model in `folder`. UserError if it is of another size, or there is none."""
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights, _ = read_safetensors(file)
-    for name, mine in transformer.state_dict().items():
-        theirs = tuple(weights[name].shape) if name in weights else None
-        if theirs != tuple(mine.shape):
-            raise UserError(f"model.start {folder}: {name} is {theirs}; expected {tuple(mine.shape)}, as this config's "
-                            "heads and blocks make it. Choose the same sizes as there, or train from nothing")
+    mine = transformer.state_dict()
+    for name in {**mine, **weights}:
+        theirs, ours = (tuple(held[name].shape) if name in held else None for held in (weights, mine))
+        if theirs != ours:
+            raise UserError(f"model.start {folder}: {name} is {theirs}; expected {ours}, as this config's heads and "
+                            "blocks make it. Choose the same sizes as there, or train from nothing")
     transformer.load_state_dict(weights)
