@@ -20,8 +20,8 @@ UNSEEN_TASKS = ("colors", "color_attr", "compose")
 """Tasks that name colours, in which pairs that training never shows are asked for."""
 PROMPTS_A_TASK, UNSEEN_PROMPTS = 60, 60
 COMPOSE_EVALUATED = ((3, 3), (2, 4), (1, 1, 4), (1, 2, 3), (2, 2, 2), (1, 1, 1, 3), (1, 1, 2, 2))
-"""Objects per phrase in the evaluated `compose` prompts: six, in every way that they go into two, three or four phrases.
-The bundled base draws about 0.07 of them right at once, as FLUX does of the paper's hard prompts."""
+"""Objects per phrase in the evaluated `compose` prompts: six, in every way that they go into two, three or four
+phrases. The bundled base draws about 0.07 of them right at once, as FLUX does of the paper's hard prompts."""
 SEED = 20503
 DATA = Path(__file__).with_name("evaluation.json")
 _ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
