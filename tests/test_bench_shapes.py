@@ -16,7 +16,7 @@ from reflect_core.bench.log import UNITS, UnitLog, code_state
 from reflect_core.bench.plot import write_plot
 from reflect_core.bench.shapes import UNSEEN, Settings, choose_prompts, run_benchmark
 from reflect_core.bench.table import markdown, report
-from reflect_core.cli.models import ModelChoice
+from reflect_core.presets.choice import ModelChoice
 from reflect_core.refiners import ShapesRefiner
 from reflect_core.reflectors import ShapesReflector
 from reflect_core.search import BestOfN, start

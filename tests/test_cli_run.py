@@ -14,9 +14,9 @@ from command import ENVIRONMENT, ROOT, contents, inside, reflect, write_tiny_mod
 from fake_shapes import FakeShapesGenerator
 from PIL import Image
 
-from reflect_core.cli.models import ModelChoice
 from reflect_core.cli.progress import Progress, duration
 from reflect_core.cli.settings import choose_folder
+from reflect_core.presets.choice import ModelChoice
 from reflect_core.search import Event, ReflectionFlow, load
 from reflect_core.types import UserError
 

@@ -295,7 +295,7 @@ def test_too_little_memory_says_what_to_change(folder, monkeypatch, error):
 
 def test_a_lora_brings_the_options_it_was_trained_with(tmp_path, folder):
     """On top of the model's own, beneath what the caller says; from a folder and from the file in it."""
-    from reflect_core.cli.models import ModelChoice
+    from reflect_core.presets.choice import ModelChoice
 
     tiny_lora(tiny_transformer()).save(tmp_path)
     without = ModelChoice(str(folder), str(tmp_path)).fingerprint()

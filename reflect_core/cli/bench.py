@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..judges import find_judge
+from ..presets.choice import ModelChoice
 from ..types import UserError
-from .judges import find_judge
-from .models import ModelChoice
+from .leave import leave_at_once
 from .output import dumps, replace_file
 from .progress import Progress
 from .settings import check_writable, named_values
@@ -45,7 +46,8 @@ def shapes(args: argparse.Namespace) -> int:
     check(settings(choice.defaults, ""), entrants)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
-        generator = choice.load(max_batch=args.batch)
+        with leave_at_once():
+            generator = choice.load(max_batch=args.batch)
         final = settings(generator.defaults, choice.fingerprint())
         try:
             units = run_benchmark(final, entrants, generator, out, progress.share)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import search
+from ..presets.choice import from_settings
 from ..search import POLICIES, policy_from_json
 from . import ACCEPTED, NOT_ACCEPTED
-from .models import from_settings
+from .leave import leave_at_once
 from .output import as_document, as_table, dumps, write_report
 from .progress import Progress
 
@@ -39,7 +40,8 @@ def replay(args: argparse.Namespace) -> int:
     choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
-        generator = choice.load()
+        with leave_at_once():
+            generator = choice.load()
         progress.say(f"drawing {len(run.candidates)} pictures again")
         report = search.replay(folder, generator, choice.fingerprint(),
                                on_picture=lambda done, total: progress.count(done, total, "compared"))

@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
+from ..presets.choice import DTYPES
 from ..search import POLICIES
 from ..types import UserError
 from .help import PICTURES, options_help, settings_help
-from .models import DTYPES
 
 MODEL = "shapes-flux"
 WRONG = "something is wrong with what was given; one line on stderr says what; nothing on disk is harmed"

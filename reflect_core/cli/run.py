@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import search
+from ..judges import find_judge
+from ..presets.choice import ModelChoice, from_settings
 from ..search import Stepper
 from ..search.run import Run
 from ..types import UserError
 from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
-from .judges import find_judge
+from .leave import leave_at_once
 from .look import describe
-from .models import ModelChoice, from_settings
 from .output import as_document, as_table, dumps, resume_command, write_report
 from .progress import Progress
 from .settings import (
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
-        generator = choice.load()
+        with leave_at_once():
+            generator = choice.load()
         request = make_request(args, generator.defaults)
         judge.check(request)
         actors = judge.actors(folder)
@@ -70,7 +72,8 @@ def resume(args: argparse.Namespace) -> int:
     actors = find_judge(judge).actors(folder)
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
-        generator = choice.load()
+        with leave_at_once():
+            generator = choice.load()
         stepper = search.resume(folder, generator, actors.verifier, actors.reflector, actors.refiner,
                                 fingerprint=choice.fingerprint(),
                                 settings={"judge": judge, "model": choice.settings()}, on_event=progress)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..types import Refiner, Reflector, Request, UserError, Verifier
+from .types import Refiner, Reflector, Request, UserError, Verifier
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ShapesJudge:
     """The exact judge of the shapes world."""
 
     def check_prompt(self, prompt: str) -> None:
-        from ..shapes.prompt import parse
+        from .shapes.prompt import parse
 
         try:
             parse(prompt)
@@ -45,7 +45,7 @@ class ShapesJudge:
             raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
 
     def check(self, request: Request) -> None:
-        from ..shapes.scene import SIZE
+        from .shapes.scene import SIZE
 
         self.check_prompt(request.prompt)
         if (request.width, request.height) != (SIZE, SIZE):
@@ -53,9 +53,9 @@ class ShapesJudge:
                             f"{SIZE}x{SIZE} only; try --size {SIZE}, or a model that draws the shapes world")
 
     def actors(self, folder: Path) -> Actors:
-        from ..refiners import ShapesRefiner
-        from ..reflectors import ShapesReflector
-        from ..verifiers import ShapesVerifier
+        from .refiners import ShapesRefiner
+        from .reflectors import ShapesReflector
+        from .verifiers import ShapesVerifier
 
         return Actors(ShapesVerifier(), ShapesReflector(), ShapesRefiner())
 
@@ -71,7 +71,7 @@ class PersonJudge:
         self.check_prompt(request.prompt)
 
     def actors(self, folder: Path) -> Actors:
-        from .person import Person
+        from .cli.person import Person
 
         person = Person(folder)
         return Actors(person, person)

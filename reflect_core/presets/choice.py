@@ -1,19 +1,15 @@
-"""The model that a command names: found and checked early, loaded late, known by a fingerprint."""
+"""The model that somebody names: found and checked early, loaded late, known by a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..presets.load import find_model, load_generator, preset_names, read_settings
 from ..types import Generator, UserError
+from .load import find_model, load_generator, preset_names, read_settings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
@@ -46,10 +42,6 @@ class ModelChoice:
 
     def load(self, **options: Any) -> Generator:
         """The generator. `options` go on top of the choice's own and are not part of it."""
-        with leave_at_once():
-            return self._load(options)
-
-    def _load(self, options: dict[str, Any]) -> Generator:
         import torch
 
         if self.device == "auto":
@@ -104,29 +96,6 @@ def _check_device(flag: str, device: Any) -> None:
     except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the device {device!r} cannot be used ({said}); try {flag}cpu") from None
-
-
-@contextmanager
-def leave_at_once() -> Iterator[None]:
-    """While heavy libraries are imported, Ctrl+C ends the process on the spot, with exit code 130.
-
-    An exception in the middle of their C++ start-up aborts the interpreter, now or at its end. There is
-    nothing to clean up yet. A process that was told to ignore it, by `nohup` or a shell's `&`, ignores it.
-    """
-    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def from_settings(settings: Any, model: str | None = None, lora: str | None = None,
