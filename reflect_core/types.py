@@ -99,8 +99,20 @@ class Drawn:
     cost: Cost
 
 
-StepCallback = Callable[[int, int], None]
-"""Called as (step, steps) after each denoising step of a batch; may raise to cancel."""
+@dataclass(frozen=True)
+class Step:
+    """A denoising step of a batch is done."""
+
+    step: int
+    """1 to `steps`."""
+    steps: int
+    preview: Callable[[], list[Picture]] | None = field(default=None, compare=False, repr=False)
+    """Small pictures of what is being drawn, one for each of the batch, made when called, cheaply and so only
+    roughly; None where the generator has none. Good until the callback returns."""
+
+
+StepCallback = Callable[[Step], None]
+"""Called after each denoising step of a batch; may raise to cancel."""
 
 
 class Generator(Protocol):

@@ -16,7 +16,7 @@ from reflect_core.shapes.prompt import parse
 from reflect_core.shapes.repair import apply, plan
 from reflect_core.shapes.sample import sample_scene
 from reflect_core.shapes.scene import Obj, render, snap
-from reflect_core.types import Cost, Drawn
+from reflect_core.types import Cost, Drawn, Step
 
 
 class FakeShapesGenerator:
@@ -37,7 +37,7 @@ class FakeShapesGenerator:
         self.batches.append(len(requests))
         drawn = [Drawn(self._picture(r), Cost(1, r.steps, 1, seconds=0.01)) for r in requests]
         for step in range(4 if callback else 0):
-            callback(step + 1, 4)
+            callback(Step(step + 1, 4))
         return drawn
 
     def _picture(self, request):

@@ -17,7 +17,7 @@ from hypothesis import settings
 from PIL import Image
 
 from reflect_core.search import ReflectionFlow, start
-from reflect_core.types import Check, Cost, Drawn, Request, Verdict
+from reflect_core.types import Check, Cost, Drawn, Request, Step, Verdict
 
 SIZE = 8
 
@@ -69,7 +69,7 @@ class FakeGenerator:
                 with open(self.log, "a") as file:
                     file.write(f"{request.seed} {len(request.context)}\n")
             if callback:
-                callback(i + 1, len(requests))
+                callback(Step(i + 1, len(requests)))
         return out
 
     def picture(self, request, salt=b""):

@@ -158,8 +158,8 @@ def test_posterior_mode_and_sample(folder, corrector):
 
 
 def test_a_callback_may_cancel(corrector):
-    def cancel(step, steps):
-        if step == 2:
+    def cancel(at):
+        if at.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

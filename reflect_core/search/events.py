@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..types import Picture
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Event:
     step: int = 0
     """For 'step': denoising step `step` of `steps` of the chunk that is being drawn."""
     steps: int = 0
+    preview: Callable[[], list[Picture]] | None = field(default=None, compare=False, repr=False)
+    """For 'step', see `types.Step`."""
     pictures: int = 0
     """Pictures drawn so far, of at most `most_pictures`."""
     most_pictures: int = 0

@@ -43,12 +43,17 @@ class PictureStore(Protocol):
         """The picture that was put. UserError if it is gone or is not the same any more."""
         ...
 
+    def fork(self) -> PictureStore:
+        """A store in memory that has the same pictures and goes its own way from here."""
+        ...
+
 
 class MemoryPictures:
-    """Pictures of a run without a record."""
+    """Pictures of a run without a record. Those that it does not have itself come from `behind`."""
 
-    def __init__(self) -> None:
-        self._pictures: dict[int, Picture] = {}
+    def __init__(self, pictures: dict[int, Picture] | None = None, behind: PictureStore | None = None) -> None:
+        self._pictures: dict[int, Picture] = dict(pictures or {})
+        self._behind = behind
 
     def put(self, candidate: int, picture: Picture) -> str:
         self._pictures[candidate] = picture
@@ -58,7 +63,12 @@ class MemoryPictures:
         pass
 
     def get(self, candidate: int, sha256: str) -> Picture:
+        if candidate not in self._pictures and self._behind is not None:
+            return self._behind.get(candidate, sha256)
         return self._pictures[candidate]
+
+    def fork(self) -> MemoryPictures:
+        return MemoryPictures(self._pictures, self._behind)
 
 
 class FolderPictures:
@@ -114,6 +124,9 @@ class FolderPictures:
             raise UserError(f"the picture {path} was changed: its pixels have another SHA-256 than candidate "
                             f"{candidate} was recorded with; try to restore it from a copy")
         return picture
+
+    def fork(self) -> MemoryPictures:
+        return MemoryPictures(behind=self)
 
     def discard_from(self, first: int) -> None:
         """Remove what a kill left behind: pictures from `first` on, which no line speaks of."""

@@ -68,6 +68,8 @@ class Run:
         self.stopped: Stopped | None = None
         self.resumed: list[tuple[int, Resumed]] = []
         """What changed when the run was resumed, each with the id of the first candidate drawn after it."""
+        self.entries: list[Entry] = []
+        """All that was taken in, in order: what a record holds after its header."""
         self.chunks: list[tuple[Candidate, ...]] = []
         """Candidates as they were drawn: one tuple for each call of the generator, without verdicts."""
         self._planned: list[tuple[Planned, ...]] = []
@@ -165,7 +167,8 @@ class Run:
 
     @property
     def unjudged(self) -> tuple[int, ...]:
-        """The candidates of the chunk that was drawn last, if they still wait for their verdicts."""
+        """The candidates that were drawn and wait for their verdicts: those of one chunk, or of several
+        where the plan does not look for an accepted one between them."""
         return self._unjudged
 
     @property
@@ -175,11 +178,20 @@ class Run:
 
     # The fold.
 
+    def fork(self) -> Run:
+        """A run of its own that is as this one is now, its pictures shared, and not stopped."""
+        twin = Run(self.request, self.chunk, self.pictures.fork())
+        for entry in self.entries:
+            if not isinstance(entry, Stopped):
+                twin.apply(entry)
+        return twin
+
     def apply(self, entry: Entry) -> None:
         """Take one entry in. UserError if it cannot follow what is there (a damaged record)."""
         if self.stopped is not None:
             raise UserError("an entry after the stop")
         self._APPLY[type(entry)](self, entry)
+        self.entries.append(entry)
         self.ledger.overhead_seconds += entry.overhead
 
     def _apply_plan(self, entry: Plan) -> None:
@@ -194,7 +206,7 @@ class Run:
         self._planned = [entry.planned[a:a + size] for a, size in zip(starts, entry.chunks)]
 
     def _apply_drew(self, entry: Drew) -> None:
-        if not self._planned or self._unjudged:
+        if not self._planned or (self._unjudged and self.plan.until_accepted):
             raise UserError("pictures were drawn that no plan asked for")
         chunk, count = self._planned[0], len(self.candidates)
         if entry.first != count or not len(chunk) == len(entry.sha256) == len(entry.costs):
@@ -208,7 +220,7 @@ class Run:
         self.ledger.add("generator", Cost(seconds=entry.seconds), 0)
         self._planned.pop(0)
         self.chunks.append(tuple(self.candidates[count:]))
-        self._unjudged = tuple(range(count, count + len(chunk)))
+        self._unjudged += tuple(range(count, count + len(chunk)))
 
     def _apply_judged(self, entry: Judged) -> None:
         self._known(entry.candidates, len(entry.verdicts))

@@ -37,13 +37,14 @@ class Recorder(Protocol):
 class Stepper:
     """Drives one run. UserError at once if the actors cannot do what policy and budget want.
 
+    `whole` off is for `advance` alone: some of the actors may be missing, whose part somebody else does.
     An actor that reports what it spends, such as a language model, has an attribute for it, see `Actors`.
     """
 
-    def __init__(self, run: Run, policy: Policy, generator: Generator, verifier: Verifier,
+    def __init__(self, run: Run, policy: Policy, generator: Generator | None, verifier: Verifier | None,
                  reflector: Reflector | None = None, refiner: Refiner | None = None,
                  budget: Budget | None = None, record: Recorder | None = None,
-                 on_event: EventCallback | None = None) -> None:
+                 on_event: EventCallback | None = None, whole: bool = True) -> None:
         self.so_far = run
         self.policy = policy
         self.budget = budget or Budget()
@@ -55,10 +56,12 @@ class Stepper:
         # a step spent after its last entry. Time between two steps is the caller's.
         self._mark = time.perf_counter()
         self._outside = self._left_over = 0.0
-        for name in sorted(policy.needs):
-            if not self._actors.has(name):
+        for name in sorted(policy.needs | {"generator", "verifier"}):
+            if whole and not self._actors.has(name):
                 raise UserError(f"the policy {policy.name!r} needs a {name}; got none; try to give one or to "
                                 "switch that off in the policy")
+        if generator is None:
+            return
         if policy.max_context > generator.max_context:
             raise UserError(f"the policy {policy.name!r} hands the generator {policy.max_context} (picture, "
                             f"feedback) pair(s); it takes {generator.max_context}; try a corrector, or the "
@@ -102,13 +105,60 @@ class Stepper:
             self._left_over = time.perf_counter() - self._mark - self._outside
             self._outside = 0.0
 
-    def _step(self) -> Action:
+    def advance(self, *kinds: type[Action]) -> Action:
+        """Do what comes next as long as it is of these kinds, and return the next action, which is of none.
+
+        For a caller that has only some of the actors, such as a graph whose nodes do one thing each:
+        `Draw`, `Judge`, `Reflect` and `Refine` by themselves. A draw judges nothing here, a round is drawn
+        whole, and a `Stop` is returned but not put on record. Errors as in `step`.
+        """
+        self._mark = time.perf_counter() - self._left_over
+        try:
+            self._check_whole()
+            while isinstance(action := self._upcoming(), kinds):
+                self._do(action)
+            return action
+        finally:
+            self._left_over = time.perf_counter() - self._mark - self._outside
+            self._outside = 0.0
+
+    def _upcoming(self) -> Action:
+        """What is to be done now, one thing at a time, without doing it."""
         run = self.so_far
+        if run.stopped:
+            return Stop(run.stopped.kind, run.stopped.reason)
+        if run.unjudged and (run.plan.until_accepted or not run.next_chunk):
+            return Judge(run.unjudged)
+        if run.next_chunk:
+            return Draw(run.plan.round, run.next_chunk, run.plan.until_accepted)
+        action = _work(self.policy, self.policy.next(run))
+        return action if isinstance(action, Stop) else self._within_budget(action)
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, Draw):
+            if not self.so_far.next_chunk:
+                self._plan(action)
+            self._draw(self.so_far.next_chunk)
+        elif isinstance(action, Judge):
+            self._judge(action.candidates)
+        elif isinstance(action, Reflect):
+            self._reflect(action)
+        elif isinstance(action, Refine):
+            self._refine(action)
+        else:
+            self._stop(action)
+
+    def _check_whole(self) -> None:
+        """UserError if run and record have come apart."""
         if self._appending:
             what_now = ("was interrupted between two steps; it has no record, so it must be started anew"
                         if self.record is None else
                         "was interrupted while it wrote its record; try to resume it from its folder")
             raise UserError(f"this run {what_now}")
+
+    def _step(self) -> Action:
+        self._check_whole()
+        run = self.so_far
         if run.stopped:
             return Stop(run.stopped.kind, run.stopped.reason)
         if run.unjudged or run.next_chunk:
@@ -118,21 +168,17 @@ class Stepper:
         if not isinstance(action, Stop):
             action = self._within_budget(action)
         if isinstance(action, Draw):
-            self._append(Plan(action.round, action.planned, chunk_sizes(action.requests, run.chunk),
-                              action.until_accepted))
-            self._emit("planned", action.round)
+            self._plan(action)
             return self._draw_chunks() or action
-        if isinstance(action, Judge):
-            self._judge(action.candidates)
-        elif isinstance(action, Reflect):
-            self._reflect(action)
-        elif isinstance(action, Refine):
-            self._refine(action)
-        else:
-            self._stop(action)
+        self._do(action)
         return action
 
-    # The five things it can do.
+    # The things it can do.
+
+    def _plan(self, action: Draw) -> None:
+        self._append(Plan(action.round, action.planned, chunk_sizes(action.requests, self.so_far.chunk),
+                          action.until_accepted))
+        self._emit("planned", action.round)
 
     def _draw_chunks(self) -> Stop | None:
         """Draw and judge what the plan has left, chunk by chunk."""
@@ -151,7 +197,7 @@ class Stepper:
         run, round = self.so_far, self.so_far.plan.round
         requests = [run.with_pictures(p.request) for p in chunk]
         drawn, cost = self._call("generator", len(requests), lambda actor: actor.draw(
-            requests, lambda step, steps: self._emit("step", round, step=step, steps=steps)))
+            requests, lambda at: self._emit("step", round, step=at.step, steps=at.steps, preview=at.preview)))
         expect_pictures(requests, drawn)
         first = len(run.candidates)
         hashes = tuple(run.pictures.put(first + i, one.picture) for i, one in enumerate(drawn))

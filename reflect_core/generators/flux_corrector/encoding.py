@@ -44,16 +44,16 @@ class Kept:
 class TextEncoders:
     """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them.
 
-    They are handed over on `device`, wherever the encoders are. Each encoder sees only so many tokens of
+    They are kept on the CPU, wherever the encoders are. Each encoder sees only so many tokens of
     a text, so that two long ones can have the same states; a text that is cut is warned about once, with
     the words that are not seen.
     """
 
     def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int,
-                 keep: int, device: torch.device | str = "cpu"):
+                 keep: int, ready: Callable[[str], None] = lambda name: None):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2 = tokenizer_2, text_encoder_2
-        self.max_sequence_length, self.device = max_sequence_length, device
+        self.max_sequence_length, self.ready = max_sequence_length, ready
         self.pooled_kept, self.states_kept = Kept(keep), Kept(keep)
         self.warned: set[tuple[str, str]] = set()
 
@@ -67,13 +67,15 @@ class TextEncoders:
 
     def _pooled(self, text: str) -> Tensor:
         ids = self._ids("CLIP", self.tokenizer, self.tokenizer.model_max_length, text)
+        self.ready("text_encoder")
         encoder = self.text_encoder
-        return encoder(ids.to(encoder.device)).pooler_output[0].to(self.device, encoder.dtype)
+        return encoder(ids.to(encoder.device)).pooler_output[0].to("cpu", encoder.dtype)
 
     def _states(self, text: str) -> Tensor:
         ids = self._ids("T5", self.tokenizer_2, self.max_sequence_length, text)
+        self.ready("text_encoder_2")
         encoder = self.text_encoder_2
-        return encoder(ids.to(encoder.device))[0][0].to(self.device, encoder.dtype)
+        return encoder(ids.to(encoder.device))[0][0].to("cpu", encoder.dtype)
 
     def _ids(self, name: str, tokenizer, most: int, text: str) -> Tensor:
         """Token ids (1, most), padded or cut."""
@@ -94,13 +96,13 @@ class TextEncoders:
 class ConditionEncoder:
     """A flawed picture as the condition's latent tokens (ReflectionFlow, section 1.2)."""
 
-    def __init__(self, vae, size: int, posterior: str, keep: int):
-        self.vae, self.size, self.posterior = vae, size, posterior
+    def __init__(self, vae, size: int, posterior: str, keep: int, ready: Callable[[str], None] = lambda name: None):
+        self.vae, self.size, self.posterior, self.ready = vae, size, posterior, ready
         self.processor = VaeImageProcessor(vae_scale_factor=vae_scale(vae) * 2)
         self.kept = Kept(keep)
 
     def tokens(self, picture: Picture, generator: torch.Generator) -> Tensor:
-        """A picture of any size to tokens (1, M, C), M = (size / autoencoder scale / 2) squared.
+        """A picture of any size to tokens (1, M, C) on the CPU, M = (size / autoencoder scale / 2) squared.
 
         `generator` (CPU) is drawn from only when the posterior is sampled.
         """
@@ -109,15 +111,16 @@ class ConditionEncoder:
         (mean, deviation), _ = self.kept.get(key, lambda: self._moments(picture))
         if self.posterior == "sample":
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-            mean = mean + deviation * noise.to(mean.device)
+            mean = mean + deviation * noise
         config = self.vae.config
         return pack((mean - (config.shift_factor or 0.0)) * config.scaling_factor)
 
     def _moments(self, picture: Picture) -> tuple[Tensor, Tensor]:
         square = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        self.ready("vae")
         pixels = self.processor.preprocess(square).to(self.vae.device, self.vae.dtype)
         distribution = self.vae.encode(pixels).latent_dist
-        return distribution.mean, distribution.std
+        return distribution.mean.cpu(), distribution.std.cpu()
 
 
 def vae_scale(vae) -> int:

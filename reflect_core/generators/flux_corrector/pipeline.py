@@ -15,6 +15,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from ...presets.load import read_settings
-from ...types import Cost, Drawn, Picture, Request, StepCallback, UserError
+from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
 from .memory import enough_memory
 from .options import CorrectorOptions
+from .preview import LatentPreview
 from .requests import check_request
-from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
+from .transformer import Condition, denoise, prepare, with_texts
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 """What the published search asks for; a folder's reflect.json may say otherwise."""
@@ -53,14 +55,16 @@ class FluxCorrector:
         _check_parts(transformer, vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, lora=lora)
         _check_condition_size(options, vae)
         self.transformer, self.vae, self.lora = transformer, vae, lora
-        with torch.no_grad():
-            self.deltas = None if lora is None else LoraDeltas.of(lora, transformer)
+        self.ready: Callable[[str], None] = lambda name: None
+        """Called with 'text_encoder', 'text_encoder_2', 'vae' or 'transformer' (with the LoRA) before that part
+        is used. A memory manager loads it then; where the parts are is asked of them afterwards."""
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
-                                  options.max_sequence_length, options.text_cache, transformer.device)
+                                  options.max_sequence_length, options.text_cache, self._ready)
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
-                                           options.condition_cache)
+                                           options.condition_cache, self._ready)
+        self._latent_preview: LatentPreview | None = None
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
 
@@ -123,7 +127,7 @@ class FluxCorrector:
         Requests of equal size, steps and kind (with or without context) go together, up to
         `max_batch` at a time, in the order given. A picture is the same whatever it was batched with,
         up to fp32 rounding (1e-5), and to the last bit when the same requests are drawn again.
-        `callback(step, steps)` is called after each step of each batch and may raise to cancel.
+        `callback` is called after each step of each batch and may raise to cancel.
         """
         made = self._made(requests, callback, self._decode)
         return [Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
@@ -165,23 +169,30 @@ class FluxCorrector:
         """Latent tokens (B, N, C) of requests that go together, and each one's text-encoder calls."""
         first, model = batch[0], self.transformer
         rows, columns = first.height // self.patch, first.width // self.patch
-        device, dtype = model.x_embedder.weight.device, model.x_embedder.weight.dtype
+        dtype = model.x_embedder.weight.dtype
         pairs = [request_noise(r, model.config.in_channels // 4, rows, columns, dtype) for r in batch]
-        latents = torch.cat([noise for noise, _ in pairs]).to(device)
-        condition = self._condition(batch, [generator for _, generator in pairs])
-        ids = grid_ids(rows, columns, device=device)
-
+        # Everything that other parts make comes first, so that a memory manager loads each part once.
         options, scale = self.options, self.options.true_cfg_scale
         states, pooled, calls = self._texts([options.texts(r) for r in batch])
+        no_states = no_pooled = None
+        if scale > 1:
+            no_states, no_pooled, more = self._texts([("", "")] * len(batch))
+            calls = [a + b for a, b in zip(calls, more)]
+        condition = self._condition(batch, [generator for _, generator in pairs])
+
+        self.ready("transformer")
+        device = model.x_embedder.weight.device
+        latents = torch.cat([noise for noise, _ in pairs]).to(device)
+        ids = grid_ids(rows, columns, device=device)
         text_ids = ids.new_zeros(states.shape[1], 3)
-        prepared = prepare(model, self.deltas, states, pooled, ids, text_ids, condition,
+        if condition is not None:
+            condition = Condition(condition.tokens.to(device), condition.ids.to(device))
+        prepared = prepare(model, self.lora, states.to(device), pooled.to(device), ids, text_ids, condition,
                            union_cond_attn=options.union_cond_attn, latent_lora=options.latent_lora,
                            condition_scale=options.condition_scale)
         negative = None
-        if scale > 1:
-            states, pooled, more = self._texts([("", "")] * len(batch))
-            negative = with_texts(model, prepared, states, pooled)
-            calls = [a + b for a, b in zip(calls, more)]
+        if no_states is not None:
+            negative = with_texts(model, prepared, no_states.to(device), no_pooled.to(device))
 
         guidance = torch.tensor([r.guidance for r in batch], dtype=torch.float32, device=device)
         scheduler = schedule(self.schedule_config, first.steps, latents.shape[1], device)
@@ -192,10 +203,22 @@ class FluxCorrector:
             if negative is not None:
                 without = denoise(model, negative, latents, when, guidance)
                 velocity = without + scale * (velocity - without)
+            before = latents
             latents = scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
             if callback is not None:
-                callback(step, first.steps)
+                # Where the straight way from before the step leads to.
+                straight = partial(torch.sub, before, t / 1000 * velocity)
+                callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
         return latents, calls
+
+    def _ready(self, name: str) -> None:
+        self.ready(name)
+
+    def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
+        """Tokens (B, N, C) to small pictures."""
+        if self._latent_preview is None:
+            self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
+        return self._latent_preview.pictures(self._unpacked(latents, request))
 
     def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
         """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
@@ -219,11 +242,16 @@ class FluxCorrector:
 
     def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        config = self.vae.config
-        latents = unpack(latents, request.height // self.patch, request.width // self.patch)
-        latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        self.ready("vae")
+        latents = self._unpacked(latents, request).to(self.vae.device)
         images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents]
         return [self.processor.postprocess(image, output_type="pil")[0] for image in images]
+
+    def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
+        """Tokens (B, N, C) to what the autoencoder decodes (B, C / 4, H, W)."""
+        config = self.vae.config
+        latents = unpack(latents, request.height // self.patch, request.width // self.patch)
+        return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def _check_parts(transformer: nn.Module, **parts: nn.Module | None) -> None:
