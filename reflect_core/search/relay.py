@@ -21,7 +21,7 @@ from typing import Any
 
 from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verifier
 from .best_of_n import BestOfN
-from .entries import Drew, Plan, Planned
+from .entries import Drew, Plan, Planned, Stopped
 from .events import EventCallback
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
@@ -150,6 +150,26 @@ def from_pictures(prompt: str, pictures: Sequence[Picture]) -> RunSoFar:
     hashes = tuple(run.pictures.put(k, p.convert("RGB")) for k, p in enumerate(pictures))
     run.apply(Drew(0, hashes, (Cost(),) * len(pictures)))
     return RunSoFar(run, len(pictures))
+
+
+def with_pictures(so_far: RunSoFar, pictures: Sequence[Picture]) -> RunSoFar:
+    """The run with other pictures in place of those that wait for a verdict: somebody has worked on them.
+
+    UserError for another number of them.
+    """
+    run = so_far.run
+    waiting = run.unjudged
+    if len(pictures) != len(waiting):
+        raise UserError(f"got {len(pictures)} pictures for the {len(waiting)} of the run that wait for a verdict; "
+                        "expected as many, in the same order")
+    twin, put = Run(run.request, run.chunk, run.pictures.fork()), iter(pictures)
+    for entry in run.entries:
+        if isinstance(entry, Drew) and entry.first >= waiting[0]:
+            ids = range(entry.first, entry.first + len(entry.sha256))
+            entry = replace(entry, sha256=tuple(twin.pictures.put(id, next(put).convert("RGB")) for id in ids))
+        if not isinstance(entry, Stopped):
+            twin.apply(entry)
+    return replace(so_far, run=twin)
 
 
 @dataclass(frozen=True)

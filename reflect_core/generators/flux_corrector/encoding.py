@@ -44,16 +44,17 @@ class Kept:
 class TextEncoders:
     """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them.
 
-    They are kept on the CPU, wherever the encoders are. Each encoder sees only so many tokens of
+    They are kept on the CPU, wherever the encoders are; `place(name)` says where one computes, and may
+    load it. Each encoder sees only so many tokens of
     a text, so that two long ones can have the same states; a text that is cut is warned about once, with
     the words that are not seen.
     """
 
     def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int,
-                 keep: int, ready: Callable[[str], None] = lambda name: None):
+                 keep: int, place: Callable[[str], torch.device | str]):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2 = tokenizer_2, text_encoder_2
-        self.max_sequence_length, self.ready = max_sequence_length, ready
+        self.max_sequence_length, self.place = max_sequence_length, place
         self.pooled_kept, self.states_kept = Kept(keep), Kept(keep)
         self.warned: set[tuple[str, str]] = set()
 
@@ -67,15 +68,13 @@ class TextEncoders:
 
     def _pooled(self, text: str) -> Tensor:
         ids = self._ids("CLIP", self.tokenizer, self.tokenizer.model_max_length, text)
-        self.ready("text_encoder")
         encoder = self.text_encoder
-        return encoder(ids.to(encoder.device)).pooler_output[0].to("cpu", encoder.dtype)
+        return encoder(ids.to(self.place("text_encoder"))).pooler_output[0].to("cpu", encoder.dtype)
 
     def _states(self, text: str) -> Tensor:
         ids = self._ids("T5", self.tokenizer_2, self.max_sequence_length, text)
-        self.ready("text_encoder_2")
         encoder = self.text_encoder_2
-        return encoder(ids.to(encoder.device))[0][0].to("cpu", encoder.dtype)
+        return encoder(ids.to(self.place("text_encoder_2")))[0][0].to("cpu", encoder.dtype)
 
     def _ids(self, name: str, tokenizer, most: int, text: str) -> Tensor:
         """Token ids (1, most), padded or cut."""
@@ -96,8 +95,8 @@ class TextEncoders:
 class ConditionEncoder:
     """A flawed picture as the condition's latent tokens (ReflectionFlow, section 1.2)."""
 
-    def __init__(self, vae, size: int, posterior: str, keep: int, ready: Callable[[str], None] = lambda name: None):
-        self.vae, self.size, self.posterior, self.ready = vae, size, posterior, ready
+    def __init__(self, vae, size: int, posterior: str, keep: int, place: Callable[[str], torch.device | str]):
+        self.vae, self.size, self.posterior, self.place = vae, size, posterior, place
         self.processor = VaeImageProcessor(vae_scale_factor=vae_scale(vae) * 2)
         self.kept = Kept(keep)
 
@@ -117,8 +116,7 @@ class ConditionEncoder:
 
     def _moments(self, picture: Picture) -> tuple[Tensor, Tensor]:
         square = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        self.ready("vae")
-        pixels = self.processor.preprocess(square).to(self.vae.device, self.vae.dtype)
+        pixels = self.processor.preprocess(square).to(self.place("vae"), self.vae.dtype)
         distribution = self.vae.encode(pixels).latent_dist
         return distribution.mean.cpu(), distribution.std.cpu()
 

@@ -55,15 +55,17 @@ class FluxCorrector:
         _check_parts(transformer, vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, lora=lora)
         _check_condition_size(options, vae)
         self.transformer, self.vae, self.lora = transformer, vae, lora
-        self.ready: Callable[[str], None] = lambda name: None
-        """Called with 'text_encoder', 'text_encoder_2', 'vae' or 'transformer' (with the LoRA) before that part
-        is used. A memory manager loads it then; where the parts are is asked of them afterwards."""
+        self.parts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae,
+                      "transformer": transformer}
+        self.place: Callable[[str], torch.device | str] = self._where
+        """Called with a name of `parts` before that part is used; returns the device that it computes on. A
+        memory manager puts a function here that loads the part (and, with 'transformer', the LoRA)."""
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
-                                  options.max_sequence_length, options.text_cache, self._ready)
+                                  options.max_sequence_length, options.text_cache, self._placed)
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
-                                           options.condition_cache, self._ready)
+                                           options.condition_cache, self._placed)
         self._latent_preview: LatentPreview | None = None
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
@@ -180,8 +182,7 @@ class FluxCorrector:
             calls = [a + b for a, b in zip(calls, more)]
         condition = self._condition(batch, [generator for _, generator in pairs])
 
-        self.ready("transformer")
-        device = model.x_embedder.weight.device
+        device = self.place("transformer")
         latents = torch.cat([noise for noise, _ in pairs]).to(device)
         ids = grid_ids(rows, columns, device=device)
         text_ids = ids.new_zeros(states.shape[1], 3)
@@ -211,8 +212,12 @@ class FluxCorrector:
                 callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
         return latents, calls
 
-    def _ready(self, name: str) -> None:
-        self.ready(name)
+    def _where(self, name: str) -> torch.device:
+        """Where a part lies."""
+        return next(self.parts[name].parameters()).device
+
+    def _placed(self, name: str) -> torch.device | str:
+        return self.place(name)
 
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to small pictures."""
@@ -242,8 +247,7 @@ class FluxCorrector:
 
     def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        self.ready("vae")
-        latents = self._unpacked(latents, request).to(self.vae.device)
+        latents = self._unpacked(latents, request).to(self.place("vae"))
         images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents]
         return [self.processor.postprocess(image, output_type="pil")[0] for image in images]
 

@@ -1,0 +1,53 @@
+"""The whole search in one node: the same stepper, without per-round nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..reflect_core import search
+from ..reflect_core.judges import find_judge
+from ..reflect_core.search import POLICIES, relay
+from ..reflect_core.types import Request, UserError
+from .loop import result_outputs, results
+from .progress import NodeProgress, speaking_as
+from .schema import ITSELF, Judge, Model, drawing, schema, seed, text
+
+NAME = "Reflection Loop (all in one)"
+OFFICIAL = "official"
+
+
+class ReflectLoop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectLoop", "",
+            [Model.Input("reflect_model"), Judge.Input("judge"), text("prompt"), seed(),
+             io.Combo.Input("policy", options=[*POLICIES, OFFICIAL], default="reflection_flow"),
+             io.Int.Input("budget", default=20, min=1, max=4096), *drawing()],
+            result_outputs(), hidden=[*ITSELF, io.Hidden.extra_pnginfo],
+            search_aliases=["reflection flow", "best of n", "search"])
+
+    @classmethod
+    def execute(cls, reflect_model, judge, prompt: str, seed: int, policy: str, budget: int, steps: int,
+                guidance: float, width: int, height: int) -> io.NodeOutput:
+        node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
+        with speaking_as(NAME):
+            request = Request(prompt, seed, width, height, steps, guidance)
+            find_judge(judge.kind).check(request)
+            progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
+            stepper = search.start(request, find_policy(policy, budget), reflect_model.generator, judge.actors.verifier,
+                                   judge.actors.reflector, judge.actors.refiner, on_event=progress,
+                                   budget=None if policy == OFFICIAL else search.Budget(budget))
+            run = stepper.run()
+            so_far = relay.RunSoFar(run, 1, reflect_model.name, reflect_model.fingerprint, reflect_model.settings)
+            stopped = relay.Decision(True, run.stopped.kind, run.stopped.reason, stepper.best)
+            return results(so_far, stopped, cls.hidden.extra_pnginfo)
+
+
+def find_policy(name: str, budget: int) -> search.Policy:
+    """UserError for a policy that there is not."""
+    if name == OFFICIAL:
+        return search.ReflectionFlow.official()
+    if name not in POLICIES:
+        raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
+    return POLICIES[name].for_budget(budget)

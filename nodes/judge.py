@@ -1,0 +1,171 @@
+"""The four nodes of a judge: load it, verify, reflect, refine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..reflect_core.judges import Actors, find_judge
+from ..reflect_core.report.words import readable
+from ..reflect_core.search import relay
+from ..reflect_core.types import Picture, UserError, Verdict
+from .images import from_image
+from .progress import NodeProgress, speaking_as
+from .schema import ITSELF, Judge, Run, schema, text
+from .schema import Verdict as VerdictSocket
+
+KINDS = ("shapes",)
+SAY = ("replace", "add")
+MOST_WORDS = 2000
+"""Characters of a reflection that somebody types."""
+
+
+class ReflectJudge:
+    """What goes over the wire: verifier, reflector and refiner of one judge."""
+
+    def __init__(self, kind: str, actors: Actors) -> None:
+        self.kind, self.actors = kind, actors
+
+    def __repr__(self) -> str:
+        return f"<judge {self.kind}>"
+
+
+class ReflectLoadJudge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema("ReflectLoadJudge", "models", [io.Combo.Input("kind", options=list(KINDS), default=KINDS[0])],
+                      [Judge.Output("judge")], search_aliases=["verifier", "vlm judge"])
+
+    @classmethod
+    def execute(cls, kind: str) -> io.NodeOutput:
+        with speaking_as("Load Judge"):
+            if kind not in KINDS:
+                raise UserError(f"there is no judge {kind!r}; expected one of {', '.join(KINDS)}")
+            return io.NodeOutput(ReflectJudge(kind, find_judge(kind).actors(None)))
+
+
+class ReflectVerifier(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectVerifier", "loop",
+            [Judge.Input("judge"), text("prompt"), Run.Input("run_in", optional=True),
+             io.Image.Input("image", optional=True)],
+            [Run.Output("run"), io.Float.Output("score"), io.Boolean.Output("accepted"), io.String.Output("report"),
+             VerdictSocket.Output("verdict")],
+            hidden=ITSELF, search_aliases=["judge", "score image"])
+
+    @classmethod
+    def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None,
+                image=None) -> io.NodeOutput:
+        with speaking_as("Verifier", _round(run_in)):
+            if run_in is None and image is None:
+                raise UserError("got neither a run nor an image; expected one of the two, or both")
+            find_judge(judge.kind).check_prompt(prompt)
+            if run_in is None:
+                run_in = relay.from_pictures(prompt, from_image(image))
+            elif image is not None:
+                run_in = relay.with_pictures(run_in, from_image(image))
+            _expect_prompt(run_in, prompt)
+            after = relay.judge(run_in, judge.actors.verifier, _progress(cls))
+            best = after.run.best()
+            return io.NodeOutput(after, best.score, after.run.accepted is not None, report(best.verdict), best.verdict)
+
+
+class ReflectReflector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectReflector", "loop",
+            [Judge.Input("judge"), text("prompt"), Run.Input("run_in", optional=True),
+             io.Image.Input("image", optional=True), VerdictSocket.Input("verdict", optional=True),
+             text("words", default="", optional=True),
+             io.Combo.Input("say", options=list(SAY), default=SAY[0], optional=True)],
+            [Run.Output("run"), io.String.Output("reflection")],
+            hidden=ITSELF, search_aliases=["feedback", "critique"])
+
+    @classmethod
+    def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None, image=None,
+                verdict: Verdict | None = None, words: str = "", say: str = "replace") -> io.NodeOutput:
+        with speaking_as("Reflector", _round(run_in)):
+            if say not in SAY:
+                raise UserError(f"say is {say!r}; expected one of {', '.join(SAY)}")
+            reflector = Speaking(judge.actors.reflector, words or "", say)
+            if run_in is not None:
+                if image is not None or verdict is not None:
+                    raise UserError("got a run and an image or verdict too; expected either the run or those two")
+                _expect_prompt(run_in, prompt)
+                after = relay.reflect(run_in, reflector, _progress(cls))
+                run = after.run
+                said = [run.reflection(c.id, run.rounds) for c in run.candidates]
+                return io.NodeOutput(after, "\n".join(text for text in said if text))
+            if image is None or verdict is None:
+                raise UserError("got no run and not both an image and its verdict; expected a run, or those two")
+            pictures = from_image(image)
+            texts = reflector.reflect(prompt, pictures[:1], [verdict])
+            return io.NodeOutput(None, texts[0])
+
+
+class ReflectRefiner(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectRefiner", "loop", [Judge.Input("judge"), text("prompt"), Run.Input("run_in")],
+            [Run.Output("run"), io.String.Output("next_prompt")],
+            hidden=ITSELF, search_aliases=["prompt editor", "rewrite prompt"])
+
+    @classmethod
+    def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar) -> io.NodeOutput:
+        with speaking_as("Prompt Refiner", _round(run_in)):
+            if judge.actors.refiner is None:
+                raise UserError(f"the judge {judge.kind!r} rewrites no prompts; try to leave the Prompt Refiner out")
+            _expect_prompt(run_in, prompt)
+            after = relay.refine(run_in, judge.actors.refiner, _progress(cls))
+            run = after.run
+            said = [run.refinement(c.id, run.rounds) for c in run.candidates]
+            return io.NodeOutput(after, "\n".join(text for text in said if text) or prompt)
+
+
+class Speaking:
+    """A reflector whose words a person replaces or adds to."""
+
+    def __init__(self, inner: Any, words: str, say: str) -> None:
+        self.inner, self.say = inner, say
+        self.words = " ".join(readable(words).split())
+        if len(self.words) > MOST_WORDS:
+            raise UserError(f"the words are {len(self.words)} characters long; expected {MOST_WORDS} at most")
+
+    def reflect(self, prompt: str, pictures: list[Picture], verdicts: list[Verdict]) -> list[str]:
+        if self.words and self.say == "replace":
+            return [self.words] * len(pictures)
+        told = self.inner.reflect(prompt, pictures, verdicts)
+        return [", ".join(text for text in (one, self.words) if text) for one in told]
+
+
+def report(verdict: Verdict) -> str:
+    """A verdict in lines: the outcome, then each check."""
+    lines = [f"score {verdict.score:.2f}, {'accepted' if verdict.accepted else 'not accepted'}"]
+    lines += [verdict.reason] if verdict.reason else []
+    lines += [f"[{'x' if check.passed else ' '}] {check.kind} {check.target}{': ' + check.note if check.note else ''}"
+              for check in verdict.checks]
+    return readable_lines(lines)
+
+
+def readable_lines(lines: list[str]) -> str:
+    return "\n".join(readable(line) for line in lines)
+
+
+def _round(so_far: relay.RunSoFar | None) -> int | None:
+    return so_far.run.rounds - 1 if so_far is not None and so_far.run.rounds else None
+
+
+def _expect_prompt(so_far: relay.RunSoFar, prompt: str) -> None:
+    if so_far.run.prompt != prompt:
+        raise UserError(f"the run is of the prompt {so_far.run.prompt!r}; got {prompt!r}; expected the same for all "
+                        "nodes; try one text node for all of them")
+
+
+def _progress(cls: type[io.ComfyNode]) -> NodeProgress:
+    node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
+    return NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)

@@ -1,0 +1,128 @@
+"""Loop Start and Loop Controller: rounds by node expansion, ended as soon as the judge accepts.
+
+The controller decides about the round that was just judged. If another one is to be drawn it returns
+copies of the body, and of itself, instead of values. The link to `next run` is forwarded without being
+followed (lazy and raw), so that nothing is reflected on after an accepted or last round. Threshold,
+rounds and budget lie on the controller only: changing them leaves the rounds before in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..reflect_core.search import keep as records
+from ..reflect_core.search import relay
+from ..reflect_core.types import UserError
+from .expansion import find_body, is_link, next_round, root_and_round
+from .images import to_image
+from .judge import report
+from .progress import NodeProgress, speaking_as
+from .schema import ITSELF, Flow, Run, raw, schema
+
+START, NAME = "Loop Start", "Loop Controller"
+MOST_ROUNDS = 32
+"""Each round nests one level deeper in the executor."""
+
+
+class ReflectLoopStart(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectLoopStart", "loop", [Run.Input("run_in", optional=True)],
+            [Flow.Output("flow"), Run.Output("run"), io.Int.Output("round")],
+            search_aliases=["loop open", "for loop", "while loop"])
+
+    @classmethod
+    def execute(cls, run_in: relay.RunSoFar | None = None) -> io.NodeOutput:
+        return io.NodeOutput("flow", run_in, 1 if run_in is None else run_in.run.rounds + 1)
+
+
+class ReflectLoopController(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectLoopController", "loop",
+            [raw(Flow, "flow"), Run.Input("run_in"), raw(Run, "next_run", optional=True, lazy=True),
+             io.Float.Input("threshold", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001),
+             io.Int.Input("rounds", default=6, min=1, max=MOST_ROUNDS),
+             io.Int.Input("budget", default=64, min=1, max=4096),
+             io.Combo.Input("keep", options=list(relay.KEEP), default=relay.KEEP[0])],
+            result_outputs(), is_input_list=True, enable_expand=True, hidden=[*ITSELF, io.Hidden.extra_pnginfo],
+            search_aliases=["loop close", "loop end", "while loop"])
+
+    @classmethod
+    def execute(cls, flow: list, run_in: list, threshold: list, rounds: list, budget: list, keep: list,
+                next_run: list | None = None) -> io.NodeOutput:
+        node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
+        for name, values in (("run", run_in), ("threshold", threshold), ("rounds", rounds), ("budget", budget)):
+            if len(values) != 1:
+                raise UserError(f"{NAME}: the loop carries one {name}; got {len(values)}; try a batch, or queue each "
+                                "by itself")
+        so_far: relay.RunSoFar = run_in[0]
+        with speaking_as(NAME, so_far.run.rounds - 1):
+            root, copied = root_and_round(node, prompts.get_parent_node_id(node))
+            graph, start = _level(prompts, node), _start_of(prompts, flow[0])
+            body = find_body(graph, start, node, lambda id: _is_output(graph[id]["class_type"]))
+            source = graph[node]["inputs"]["run_in"]
+            if not (is_link(source) and source[0] in body - {node}):
+                raise UserError(f"the run does not come from {START}, so that every round would be the same; expected "
+                                "its 'run' to go to 'run so far' of Reflect-Sample, and from there to here")
+            before = so_far.run.rounds - copied - 1
+            decision = relay.decide(so_far, threshold[0], before + rounds[0], budget[0], keep[0])
+            progress = NodeProgress(node, prompts.get_display_node_id(node), before + rounds[0])
+            progress.say(f"round {copied + 1}/{rounds[0]}, score {so_far.run.best().score:.2f}")
+            if decision.stop:
+                return results(so_far, decision, cls.hidden.extra_pnginfo)
+            onward = graph[node]["inputs"].get("next_run", source)
+            return _expand(prompts, graph, body, start, node, f"{root}~{copied + 1}.", onward)
+
+
+def result_outputs() -> list:
+    """What a loop hands on, the wired one and the one in a single node alike."""
+    return [io.Image.Output("image"), io.Image.Output("images"), Run.Output("run"), io.Boolean.Output("accepted"),
+            io.Int.Output("rounds_used"), io.String.Output("report")]
+
+
+def results(so_far: relay.RunSoFar, decision: relay.Decision, pnginfo: Any = None) -> io.NodeOutput:
+    """The values of `result_outputs`. `pnginfo`: what is saved with pictures; the run in short goes in there."""
+    run, chosen = so_far.run, decision.chosen
+    if isinstance(pnginfo, dict):
+        pnginfo["reflect_run"] = records.compact(so_far)
+    pictures = [run.picture(c.id) for c in run.candidates]
+    size = pictures[chosen.id].size
+    told = f"{decision.reason}\n{report(chosen.verdict)}"
+    return io.NodeOutput(to_image([pictures[chosen.id]]), to_image([p for p in pictures if p.size == size]), so_far,
+                         decision.kind == "accepted", run.rounds, told)
+
+
+def _level(prompts: Any, node: str) -> dict[str, Any]:
+    """The nodes that lie where the controller lies: of the user's graph, or of one round of an outer loop."""
+    parent = prompts.get_parent_node_id(node)
+    return {id: prompts.get_node(id) for id in prompts.all_node_ids() if prompts.get_parent_node_id(id) == parent}
+
+
+def _start_of(prompts: Any, flow: Any) -> str:
+    kind = prompts.get_node(flow[0])["class_type"] if is_link(flow) and prompts.has_node(flow[0]) else None
+    if kind != "ReflectLoopStart":
+        raise UserError(f"'flow' comes from {kind or 'nowhere'}; expected a {START}, wired without anything in between")
+    return flow[0]
+
+
+def _is_output(class_type: str) -> bool:
+    import sys
+
+    # ComfyUI's own module of that name, not ours.
+    mapped = sys.modules["nodes"].NODE_CLASS_MAPPINGS.get(class_type)
+    return bool(getattr(mapped, "OUTPUT_NODE", False))
+
+
+def _expand(prompts: Any, graph: dict[str, Any], body: set[str], start: str, node: str, prefix: str,
+            onward: list) -> io.NodeOutput:
+    """The next round in place of values."""
+    copies, end = next_round(graph, body, start, node, prefix, {"run_in": onward})
+    originals = {prefix + id.rsplit(".", 1)[-1]: id for id in body}
+    for id, copy in copies.items():
+        copy["override_display_id"] = prompts.get_display_node_id(originals[id])
+    return io.NodeOutput(*([end, socket] for socket in range(len(result_outputs()))), expand=copies)

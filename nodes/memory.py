@@ -1,0 +1,98 @@
+"""Every weight under ComfyUI's memory manager: one patcher for each part of a model.
+
+ComfyUI then evicts the text encoders while the transformer draws, and the transformer while a judge
+looks. `keep` says how a part is loaded: 'whole' forces a full load, because a partial one silently
+leaves tensors of foreign modules behind; 'streamed' gives the layers ComfyUI's own casting classes,
+so that a part may stay partly in main memory and is moved layer by layer while it computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as manager
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+KEEP = ("whole", "streamed")
+ACTIVATIONS = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20, "vae": 2 << 30, "transformer": 2 << 30}
+"""Bytes to keep free while a part computes, for large models; small ones take no more than they weigh."""
+_CASTING = {nn.Linear: comfy.ops.manual_cast.Linear, nn.Conv2d: comfy.ops.manual_cast.Conv2d,
+            nn.LayerNorm: comfy.ops.manual_cast.LayerNorm, nn.GroupNorm: comfy.ops.manual_cast.GroupNorm,
+            nn.Embedding: comfy.ops.manual_cast.Embedding}
+
+
+class _Holder(nn.Module):
+    """What a patcher holds: it wants to set `device`, which diffusers' and transformers' models refuse."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.held = nn.ModuleList(modules)
+        self.device: torch.device | None = None
+
+
+class Parts:
+    """The parts of one model, each loaded when it is asked for."""
+
+    def __init__(self, parts: dict[str, list[nn.Module]], keep: str = "whole") -> None:
+        self.keep = keep
+        self.patchers: dict[str, ModelPatcher] = {}
+        for name, modules in parts.items():
+            if keep == "streamed":
+                for module in modules:
+                    _cast_layers(module)
+            load, offload = _devices(name)
+            self.patchers[name] = ModelPatcher(_Holder(modules).to(offload), load, offload)
+
+    def place(self, name: str) -> torch.device:
+        """Load a part, also when another node has had it evicted, and say where it computes."""
+        patcher = self.patchers[name]
+        room = min(ACTIVATIONS[name], 4 * patcher.model_size())
+        manager.load_models_gpu([patcher], memory_required=room, force_full_load=self.keep == "whole")
+        if self.keep == "streamed":
+            _move_the_rest(patcher.model, patcher.load_device)
+        return patcher.load_device
+
+
+def _devices(name: str) -> tuple[torch.device, torch.device]:
+    """(where a part computes, where it waits)."""
+    if name.startswith("text_encoder"):
+        return manager.text_encoder_device(), manager.text_encoder_offload_device()
+    if name == "vae":
+        return manager.vae_device(), manager.vae_offload_device()
+    return manager.get_torch_device(), manager.unet_offload_device()
+
+
+def _cast_layers(module: nn.Module) -> None:
+    """Give plain layers the classes that move their weights while they compute; the results are the same."""
+    for layer in module.modules():
+        if type(layer) in _CASTING:
+            layer.__class__ = _CASTING[type(layer)]
+
+
+def _move_the_rest(module: nn.Module, device: torch.device) -> None:
+    """Parameters and buffers outside of such layers, which a partial load leaves behind."""
+    for layer in module.modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            continue
+        for held in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+            held.data = held.data.to(device)
+
+
+def best_dtype(asked: str, parameters: int) -> str:
+    """The dtype that was asked for, or for 'auto' what the device computes well in; fp32 on a CPU."""
+    if asked != "auto":
+        return asked
+    device = manager.get_torch_device()
+    if manager.is_device_cpu(device):
+        return "float32"
+    if manager.should_use_bf16(device, model_params=parameters):
+        return "bfloat16"
+    return "float16" if manager.should_use_fp16(device, model_params=parameters) else "float32"
+
+
+def check_interrupted(*_: Any) -> None:
+    """Raise ComfyUI's own exception if somebody pressed Cancel."""
+    manager.throw_exception_if_processing_interrupted()

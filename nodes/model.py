@@ -1,0 +1,127 @@
+"""Load Reflective DiT: a bundled model or a folder of one's own, under ComfyUI's memory manager."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..reflect_core.presets.choice import DTYPES, ModelChoice
+from ..reflect_core.presets.load import preset_names
+from ..reflect_core.presets.published import find_published, how_to_get, published_names
+from ..reflect_core.types import UserError
+from .schema import Model, rare, schema
+
+OWN_LORA = "the model's own"
+KINDS = ("diffusers", "reflect")
+"""Folders below ComfyUI's `models` in which a folder with a model_index.json is offered."""
+
+folder_paths.add_model_folder_path("reflect", str(Path(folder_paths.models_dir) / "reflect"))
+
+_loaded: weakref.WeakValueDictionary[tuple, ReflectModel] = weakref.WeakValueDictionary()
+
+
+class ReflectModel:
+    """What goes over the wire: a generator, its parts' patchers, and what a record must know of it."""
+
+    def __init__(self, choice: ModelChoice, keep: str) -> None:
+        from .memory import Parts, best_dtype
+
+        weights = sum(path.stat().st_size for path in choice.folder.glob("transformer/*.safetensors"))
+        choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2)
+        self.choice, self.name = choice, choice.name
+        self.generator = choice.load()
+        held = {name: [part] for name, part in self.generator.parts.items()}
+        if self.generator.lora is not None:
+            held["transformer"].append(self.generator.lora)
+        self.parts = Parts(held, keep)
+        self.generator.place = self.parts.place
+        choice.device = str(self.patcher.load_device)
+        self.fingerprint, self.settings = choice.fingerprint(), {"model": choice.settings()}
+
+    @property
+    def patcher(self):
+        return self.parts.patchers["transformer"]
+
+    def get_models(self) -> list:
+        return list(self.parts.patchers.values())
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+class ReflectLoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ReflectLoadModel", "models",
+            [io.Combo.Input("model", options=_offered(), default=preset_names()[0]),
+             rare(io.Combo, "lora", options=[OWN_LORA, *folder_paths.get_filename_list("loras")], default=OWN_LORA),
+             rare(io.Combo, "dtype", options=list(DTYPES), default="auto"),
+             rare(io.Combo, "offload", options=["whole", "streamed"], default="whole")],
+            [Model.Output("reflect_model")],
+            search_aliases=["reflectionflow", "reflect-dit", "flux corrector"])
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str = "", lora: str = OWN_LORA, **_: Any) -> str:
+        """Loaded anew when a file has changed."""
+        try:
+            choice = find_choice(model, lora, "auto")
+        except UserError:
+            return ""
+        files = [choice.folder / "model_index.json", *sorted(choice.folder.glob("*/*.safetensors"))]
+        files += [choice.lora] if choice.lora else []
+        return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
+
+    @classmethod
+    def execute(cls, model: str, lora: str, dtype: str, offload: str) -> io.NodeOutput:
+        key = (model, lora, dtype, offload, cls.fingerprint_inputs(model, lora))
+        loaded = _loaded.get(key)
+        if loaded is None:
+            if offload not in ("whole", "streamed"):
+                raise UserError(f"offload is {offload!r}; expected 'whole' or 'streamed'")
+            loaded = _loaded[key] = ReflectModel(find_choice(model, lora, dtype), offload)
+        return io.NodeOutput(loaded)
+
+
+def find_choice(model: str, lora: str, dtype: str) -> ModelChoice:
+    """The model that the widgets name. UserError, saying where to put it, for one that is not there."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    lora_file = None
+    if lora != OWN_LORA:
+        lora_file = folder_paths.get_full_path("loras", lora)
+        if lora_file is None:
+            raise UserError(f"there is no LoRA {lora!r} in models/loras; expected one that the list shows; try to "
+                            "reload the page after putting the file there")
+    if model in preset_names():
+        return ModelChoice(model, lora_file, dtype=dtype)
+    roots = [Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)]
+    if model in published_names():
+        found = find_published(model, roots, [Path(p) for p in folder_paths.get_folder_paths("loras")])
+        if found is None:
+            raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
+        folder, its_lora = found
+        return ModelChoice(str(folder), lora_file or its_lora, dtype=dtype)
+    folder = _folders().get(model)
+    if folder is None:
+        raise UserError(f"there is no model {model!r}; expected one that the list shows: a bundled or published model, "
+                        "or a folder with a model_index.json below models/diffusers or models/reflect")
+    return ModelChoice(str(folder), lora_file, dtype=dtype)
+
+
+def _offered() -> list[str]:
+    return [*preset_names(), *published_names(), *_folders()]
+
+
+def _folders() -> dict[str, Path]:
+    """Models in the registered folders, by the name of their folder. Only what lies there can be named."""
+    found: dict[str, Path] = {}
+    for kind in KINDS:
+        for root in folder_paths.get_folder_paths(kind):
+            for index in sorted(Path(root).glob("*/model_index.json")):
+                found.setdefault(index.parent.name, index.parent)
+    return found

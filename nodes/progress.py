@@ -1,0 +1,88 @@
+"""What a running node shows: steps on its bar, a rough picture, a line of text; and Cancel, after each step.
+
+Each message to the browser carries the state of all nodes, and a small model takes a hundred steps a
+second: what is shown is limited to a few messages a second, Cancel is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as manager
+import comfy.utils
+from PIL import Image
+
+from ..reflect_core.search.events import Event
+from ..reflect_core.types import UserError
+
+EVERY = 0.25
+"""Least seconds between two messages."""
+PREVIEW_SIDE = 256
+"""Pixels; a rough picture is enlarged to this, so that it can be seen."""
+
+
+class NodeProgress:
+    """An `on_event` callback for one node. `node` is its id, `display` that of the node on the page."""
+
+    def __init__(self, node: str, display: str | None = None, rounds: int | None = None) -> None:
+        self.display, self.rounds = display or node, rounds
+        self.bar = comfy.utils.ProgressBar(1, node_id=node)
+        self._shown = 0.0
+
+    def __call__(self, event: Event) -> None:
+        manager.throw_exception_if_processing_interrupted()
+        if event.kind == "step":
+            self._step(event)
+        elif event.kind == "judged":
+            self.say(f"{self._round(event.round)}, score {event.score:.2f}")
+
+    def say(self, text: str) -> None:
+        """A line below the node."""
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and server.client_id is not None:
+            server.send_progress_text(text, self.display, server.client_id)
+
+    def _round(self, round: int) -> str:
+        return f"round {round + 1}" if self.rounds is None else f"round {round + 1}/{self.rounds}"
+
+    def _step(self, event: Event) -> None:
+        now = time.monotonic()
+        if now - self._shown < EVERY and event.step < event.steps:
+            return
+        if now - self._shown < EVERY / 4:
+            return
+        self._shown = now
+        preview = None
+        if event.preview is not None and (made := event.preview()):
+            preview = ("JPEG", _enlarged(made[0]), None)
+        self.bar.update_absolute(event.step, event.steps, preview)
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    times = max(1, PREVIEW_SIDE // max(picture.size))
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BILINEAR)
+
+
+@contextmanager
+def speaking_as(node: str, round: int | None = None) -> Iterator[None]:
+    """Errors inside say which node and, in a loop, which round: the core blames the node that expands."""
+    try:
+        yield
+    except manager.InterruptProcessingException:
+        raise
+    except manager.OOM_EXCEPTION:
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, manager.OOM_EXCEPTION):
+            # The core unloads everything when it sees its own kind of this error.
+            raise error.__cause__ from error
+        where = node if round is None else f"round {round + 1}, {node}"
+        if str(error).startswith("round "):
+            raise
+        kind = UserError if isinstance(error, UserError) else RuntimeError
+        said = str(error) or type(error).__name__
+        raise kind(f"{where}: {said}") from error
