@@ -1,10 +1,9 @@
 """What ComfyUI imports: the extension's entry point and the folder of its help pages, nothing else."""
 
-try:
+from importlib.util import find_spec
+
+# pytest imports this file too, because it lies beside the tests; there is no ComfyUI then.
+if find_spec("comfy_api") is not None:
     from .nodes import WEB_DIRECTORY, comfy_entrypoint
-except ImportError:
-    # Not imported as a package: pytest, which looks at this file because it lies beside the tests.
-    if __package__:
-        raise
-else:
+
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
