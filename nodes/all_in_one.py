@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..reflect_core import search
 from ..reflect_core.judges import find_judge
 from ..reflect_core.search import POLICIES, relay
+from ..reflect_core.search.reflection_flow import OFFICIAL_OPTIONS
 from ..reflect_core.types import Request, UserError
 from .loop import result_outputs, results
 from .progress import NodeProgress, speaking_as
@@ -35,13 +36,18 @@ class ReflectLoop(io.ComfyNode):
             request = Request(prompt, seed, width, height, steps, guidance)
             find_judge(judge.kind).check(request)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
-            stepper = search.start(request, find_policy(policy, budget), reflect_model.generator, judge.actors.verifier,
+            generator = reflect_model.generator
+            if policy == OFFICIAL:
+                generator = generator.with_options(**OFFICIAL_OPTIONS)
+            stepper = search.start(request, find_policy(policy, budget), generator, judge.actors.verifier,
                                    judge.actors.reflector, judge.actors.refiner, on_event=progress,
                                    budget=None if policy == OFFICIAL else search.Budget(budget))
-            run = stepper.run()
-            so_far = relay.RunSoFar(run, 1, reflect_model.name, reflect_model.fingerprint, reflect_model.settings)
-            stopped = relay.Decision(True, run.stopped.kind, run.stopped.reason, stepper.best)
-            return results(so_far, stopped, cls.hidden.extra_pnginfo)
+            run, chosen = stepper.run(), stepper.best
+            if chosen is None:
+                raise UserError("the budget was spent before a picture was judged; try a larger one")
+            so_far = relay.RunSoFar(run, 1, reflect_model.name, reflect_model.fingerprint,
+                                    {**reflect_model.settings, "judge": judge.kind}, stepper.policy, chosen.id)
+            return results(so_far, chosen.accepted, cls.hidden.extra_pnginfo)
 
 
 def find_policy(name: str, budget: int) -> search.Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,7 +16,7 @@ from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Judge, Run, schema, text
 from .schema import Verdict as VerdictSocket
 
-KINDS = ("shapes",)
+KINDS = ("shapes", "none")
 SAY = ("replace", "add")
 MOST_WORDS = 2000
 """Characters of a reflection that somebody types."""
@@ -42,7 +43,7 @@ class ReflectLoadJudge(io.ComfyNode):
         with speaking_as("Load Judge"):
             if kind not in KINDS:
                 raise UserError(f"there is no judge {kind!r}; expected one of {', '.join(KINDS)}")
-            return io.NodeOutput(ReflectJudge(kind, find_judge(kind).actors(None)))
+            return io.NodeOutput(ReflectJudge(kind, find_judge(kind).actors()))
 
 
 class ReflectVerifier(io.ComfyNode):
@@ -69,6 +70,7 @@ class ReflectVerifier(io.ComfyNode):
                 run_in = relay.with_pictures(run_in, from_image(image))
             _expect_prompt(run_in, prompt)
             after = relay.judge(run_in, judge.actors.verifier, _progress(cls))
+            after = replace(after, settings={**after.settings, "judge": judge.kind})
             best = after.run.best()
             return io.NodeOutput(after, best.score, after.run.accepted is not None, report(best.verdict), best.verdict)
 
@@ -103,7 +105,9 @@ class ReflectReflector(io.ComfyNode):
             if image is None or verdict is None:
                 raise UserError("got no run and not both an image and its verdict; expected a run, or those two")
             pictures = from_image(image)
-            texts = reflector.reflect(prompt, pictures[:1], [verdict])
+            if len(pictures) != 1:
+                raise UserError(f"got {len(pictures)} pictures for one verdict; expected one; try to wire a run")
+            texts = reflector.reflect(prompt, pictures, [verdict])
             return io.NodeOutput(None, texts[0])
 
 

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ..reflect_core.search import keep as records
 from ..reflect_core.search import relay
+from ..reflect_core.search.decision import KEEP, decide, finish
 from ..reflect_core.types import UserError
 from .expansion import find_body, is_link, next_round, root_and_round
 from .images import to_image
@@ -48,7 +49,7 @@ class ReflectLoopController(io.ComfyNode):
              io.Float.Input("threshold", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001),
              io.Int.Input("rounds", default=6, min=1, max=MOST_ROUNDS),
              io.Int.Input("budget", default=64, min=1, max=4096),
-             io.Combo.Input("keep", options=list(relay.KEEP), default=relay.KEEP[0])],
+             io.Combo.Input("keep", options=list(KEEP), default=KEEP[0])],
             result_outputs(), is_input_list=True, enable_expand=True, hidden=[*ITSELF, io.Hidden.extra_pnginfo],
             search_aliases=["loop close", "loop end", "while loop"])
 
@@ -56,10 +57,11 @@ class ReflectLoopController(io.ComfyNode):
     def execute(cls, flow: list, run_in: list, threshold: list, rounds: list, budget: list, keep: list,
                 next_run: list | None = None) -> io.NodeOutput:
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
-        for name, values in (("run", run_in), ("threshold", threshold), ("rounds", rounds), ("budget", budget)):
+        for name, values in (("run", run_in), ("threshold", threshold), ("rounds", rounds), ("budget", budget),
+                             ("keep", keep)):
             if len(values) != 1:
-                raise UserError(f"{NAME}: the loop carries one {name}; got {len(values)}; try a batch, or queue each "
-                                "by itself")
+                raise UserError(f"{NAME}: the loop carries one {name}; got a list of {len(values)}; try to queue each "
+                                "by itself, or several candidates a round")
         so_far: relay.RunSoFar = run_in[0]
         with speaking_as(NAME, so_far.run.rounds - 1):
             root, copied = root_and_round(node, prompts.get_parent_node_id(node))
@@ -70,11 +72,11 @@ class ReflectLoopController(io.ComfyNode):
                 raise UserError(f"the run does not come from {START}, so that every round would be the same; expected "
                                 "its 'run' to go to 'run so far' of Reflect-Sample, and from there to here")
             before = so_far.run.rounds - copied - 1
-            decision = relay.decide(so_far, threshold[0], before + rounds[0], budget[0], keep[0])
+            decision = decide(so_far, threshold[0], before + rounds[0], budget[0], keep[0])
             progress = NodeProgress(node, prompts.get_display_node_id(node), before + rounds[0])
             progress.say(f"round {copied + 1}/{rounds[0]}, score {so_far.run.best().score:.2f}")
             if decision.stop:
-                return results(so_far, decision, cls.hidden.extra_pnginfo)
+                return results(finish(so_far, decision), decision.kind == "accepted", cls.hidden.extra_pnginfo)
             onward = graph[node]["inputs"].get("next_run", source)
             return _expand(prompts, graph, body, start, node, f"{root}~{copied + 1}.", onward)
 
@@ -85,16 +87,17 @@ def result_outputs() -> list:
             io.Int.Output("rounds_used"), io.String.Output("report")]
 
 
-def results(so_far: relay.RunSoFar, decision: relay.Decision, pnginfo: Any = None) -> io.NodeOutput:
-    """The values of `result_outputs`. `pnginfo`: what is saved with pictures; the run in short goes in there."""
-    run, chosen = so_far.run, decision.chosen
+def results(so_far: relay.RunSoFar, accepted: bool, pnginfo: Any = None) -> io.NodeOutput:
+    """The values of `result_outputs`, of a run that has ended. `pnginfo`: what is saved with pictures; the run in
+    short goes in there."""
+    run, chosen = so_far.run, so_far.run.candidate(so_far.chosen)
     if isinstance(pnginfo, dict):
         pnginfo["reflect_run"] = records.compact(so_far)
     pictures = [run.picture(c.id) for c in run.candidates]
     size = pictures[chosen.id].size
-    told = f"{decision.reason}\n{report(chosen.verdict)}"
+    told = f"{run.stopped.reason}\n{report(chosen.verdict)}"
     return io.NodeOutput(to_image([pictures[chosen.id]]), to_image([p for p in pictures if p.size == size]), so_far,
-                         decision.kind == "accepted", run.rounds, told)
+                         accepted, run.rounds, told)
 
 
 def _level(prompts: Any, node: str) -> dict[str, Any]:

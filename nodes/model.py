@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..reflect_core.presets.choice import DTYPES, ModelChoice
-from ..reflect_core.presets.load import preset_names
+from ..reflect_core.presets.load import is_known_family, preset_names
 from ..reflect_core.presets.published import find_published, how_to_get, published_names
 from ..reflect_core.types import UserError
 from .schema import Model, rare, schema
@@ -72,7 +72,8 @@ class ReflectLoadModel(io.ComfyNode):
             choice = find_choice(model, lora, "auto")
         except UserError:
             return ""
-        files = [choice.folder / "model_index.json", *sorted(choice.folder.glob("*/*.safetensors"))]
+        kinds = (".safetensors", ".json", ".txt", ".model")
+        files = [path for path in sorted(choice.folder.rglob("*")) if path.suffix in kinds]
         files += [choice.lora] if choice.lora else []
         return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
 
@@ -101,11 +102,11 @@ def find_choice(model: str, lora: str, dtype: str) -> ModelChoice:
         return ModelChoice(model, lora_file, dtype=dtype)
     roots = [Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)]
     if model in published_names():
-        found = find_published(model, roots, [Path(p) for p in folder_paths.get_folder_paths("loras")])
+        loras = [Path(root) for root in folder_paths.get_folder_paths("loras")]
+        found = find_published(model, roots, loras, lora_file)
         if found is None:
             raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
-        folder, its_lora = found
-        return ModelChoice(str(folder), lora_file or its_lora, dtype=dtype)
+        return ModelChoice(*map(str, found), dtype=dtype)
     folder = _folders().get(model)
     if folder is None:
         raise UserError(f"there is no model {model!r}; expected one that the list shows: a bundled or published model, "
@@ -118,10 +119,11 @@ def _offered() -> list[str]:
 
 
 def _folders() -> dict[str, Path]:
-    """Models in the registered folders, by the name of their folder. Only what lies there can be named."""
+    """Models of our families in the registered folders, by the name of their folder."""
     found: dict[str, Path] = {}
     for kind in KINDS:
         for root in folder_paths.get_folder_paths(kind):
             for index in sorted(Path(root).glob("*/model_index.json")):
-                found.setdefault(index.parent.name, index.parent)
+                if is_known_family(index.parent):
+                    found.setdefault(index.parent.name, index.parent)
     return found

@@ -30,7 +30,8 @@ class ReflectShowRun(io.ComfyNode):
     @classmethod
     def execute(cls, run_in: relay.RunSoFar, save: bool, prefix: str) -> io.NodeOutput:
         with speaking_as("Show Run"):
-            picture = tree_picture(run_in.run, header=keep.header_of(run_in))
+            chosen = None if run_in.chosen is None else run_in.run.candidate(run_in.chosen)
+            picture = tree_picture(run_in.run, header=keep.header_of(run_in), chosen=chosen)
             image = to_image([picture])
             if save:
                 keep.save(run_in, _free_folder(prefix))
@@ -62,10 +63,10 @@ def _roots() -> list[Path]:
 
 
 def _records() -> list[str]:
-    """Records in the output and input folder, two levels deep at most, newest first."""
+    """Records in the output and input folder, three levels deep at most, newest first."""
     found = {}
     for root in _roots():
-        for pattern in (f"*/{LINES}", f"*/*/{LINES}"):
+        for pattern in (f"*/{LINES}", f"*/*/{LINES}", f"*/*/*/{LINES}"):
             for path in root.glob(pattern):
                 found.setdefault(path.parent.relative_to(root).as_posix(), path.stat().st_mtime)
     return sorted(found, key=found.get, reverse=True)

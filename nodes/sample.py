@@ -8,7 +8,7 @@ from ..reflect_core.search import relay
 from ..reflect_core.types import Request
 from .images import to_image
 from .progress import NodeProgress, speaking_as
-from .schema import ITSELF, Model, Run, drawing, schema, seed, text
+from .schema import ITSELF, Model, Run, drawing, rare, schema, seed, text
 
 NAME = "Reflect-Sample"
 
@@ -19,19 +19,20 @@ class ReflectSample(io.ComfyNode):
         return schema(
             "ReflectSample", "loop",
             [Model.Input("reflect_model"), text("prompt"), Run.Input("run_so_far", optional=True), seed(),
-             io.Int.Input("candidates", default=1, min=1, max=64), *drawing()],
+             io.Int.Input("candidates", default=1, min=1, max=64), *drawing(),
+             rare(io.Int, "first_round", default=0, min=0, max=256)],
             [io.Image.Output("images"), Run.Output("run")],
             hidden=ITSELF, search_aliases=["reflection sampler", "corrector"])
 
     @classmethod
     def execute(cls, reflect_model, prompt: str, seed: int, candidates: int, steps: int, guidance: float, width: int,
-                height: int, run_so_far: relay.RunSoFar | None = None) -> io.NodeOutput:
+                height: int, first_round: int = 0, run_so_far: relay.RunSoFar | None = None) -> io.NodeOutput:
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
         with speaking_as(NAME, run_so_far.run.rounds if run_so_far else 0):
             request = Request(prompt, seed, width, height, steps, guidance)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
             after = relay.draw(run_so_far, request, candidates, reflect_model.generator, progress,
-                               model=reflect_model.name, fingerprint=reflect_model.fingerprint,
+                               first_round or None, model=reflect_model.name, fingerprint=reflect_model.fingerprint,
                                settings=reflect_model.settings)
             run = after.run
             last = run.in_round(run.rounds - 1)

@@ -25,8 +25,8 @@ class Judge(Protocol):
         """UserError if it cannot judge pictures of this request. Cheap: called before a model is loaded."""
         ...
 
-    def actors(self, folder: Path) -> Actors:
-        """Those of a run whose record lies in `folder`."""
+    def actors(self, folder: Path | None = None) -> Actors:
+        """Those of a run whose record lies in `folder`, or that has none."""
         ...
 
 
@@ -36,13 +36,7 @@ class ShapesJudge:
     def check_prompt(self, prompt: str) -> None:
         from .shapes.prompt import parse
 
-        try:
-            parse(prompt)
-        except UserError as error:
-            if not prompt.strip():
-                raise
-            # Whoever has pointed --model at FLUX.1-dev wants to hear of this one.
-            raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
+        parse(prompt)
 
     def check(self, request: Request) -> None:
         from .shapes.scene import SIZE
@@ -50,9 +44,9 @@ class ShapesJudge:
         self.check_prompt(request.prompt)
         if (request.width, request.height) != (SIZE, SIZE):
             raise UserError(f"the size is {request.width}x{request.height}; the judge 'shapes' reads pictures of "
-                            f"{SIZE}x{SIZE} only; try --size {SIZE}, or a model that draws the shapes world")
+                            f"{SIZE}x{SIZE} only; try {SIZE} x {SIZE}, or a model that draws the shapes world")
 
-    def actors(self, folder: Path) -> Actors:
+    def actors(self, folder: Path | None = None) -> Actors:
         from .refiners import ShapesRefiner
         from .reflectors import ShapesReflector
         from .verifiers import ShapesVerifier
@@ -60,24 +54,42 @@ class ShapesJudge:
         return Actors(ShapesVerifier(), ShapesReflector(), ShapesRefiner())
 
 
+class NoJudge:
+    """Nobody: nothing is accepted, nothing is said. For those who speak for themselves."""
+
+    def check_prompt(self, prompt: str) -> None:
+        _expect_words(prompt)
+
+    def check(self, request: Request) -> None:
+        _expect_words(request.prompt)
+
+    def actors(self, folder: Path | None = None) -> Actors:
+        from .reflectors import SilentReflector
+        from .verifiers import NoVerifier
+
+        return Actors(NoVerifier(), SilentReflector())
+
+
 class PersonJudge:
     """The person at the terminal: any prompt, any size."""
 
     def check_prompt(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise UserError("the prompt is empty; expected words that say what to draw")
+        _expect_words(prompt)
 
     def check(self, request: Request) -> None:
-        self.check_prompt(request.prompt)
+        _expect_words(request.prompt)
 
-    def actors(self, folder: Path) -> Actors:
+    def actors(self, folder: Path | None = None) -> Actors:
         from .cli.person import Person
+
+        if folder is None:
+            raise UserError("the judge 'me' asks at a terminal, and shows its pictures in a run's folder; expected one")
 
         person = Person(folder)
         return Actors(person, person)
 
 
-JUDGES: dict[str, type[Judge]] = {"shapes": ShapesJudge, "me": PersonJudge}
+JUDGES: dict[str, type[Judge]] = {"shapes": ShapesJudge, "me": PersonJudge, "none": NoJudge}
 
 
 def find_judge(name: str) -> Judge:
@@ -85,3 +97,8 @@ def find_judge(name: str) -> Judge:
     if name not in list(JUDGES):  # A list: a damaged record may name anything, also what has no hash.
         raise UserError(f"there is no judge {name!r}; expected one of {', '.join(JUDGES)}")
     return JUDGES[name]()
+
+
+def _expect_words(prompt: str) -> None:
+    if not prompt.strip():
+        raise UserError("the prompt is empty; expected words that say what to draw")

@@ -7,6 +7,8 @@ from fakes import REQUEST, SIZE, FakeGenerator, FakeRefiner, FakeReflector, Fake
 from PIL import Image
 
 from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, keep, load, relay, replay, start
+from reflect_core.search.decision import decide, finish
+from reflect_core.search.run import Run
 from reflect_core.types import UserError
 
 
@@ -76,8 +78,9 @@ def test_seed_steps_and_number_may_change_on_the_way():
 @pytest.mark.parametrize("hand, said", [
     (lambda run: relay.draw(run, REQUEST, 2, FakeGenerator()), "nobody has judged"),
     (lambda run: relay.reflect(run, FakeReflector()), "no verdicts to be reflected on"),
+    (lambda run: relay.judge(replace(run, run=Run(REQUEST)), FakeVerifier()), "no pictures to judge"),
     (lambda run: relay.refine(run, FakeRefiner()), "no verdicts to be refined"),
-    (lambda run: relay.decide(run), "no verdicts to be decided on"),
+    (lambda run: decide(run), "no verdicts to be decided on"),
     (lambda run: relay.draw(relay.judge(run, FakeVerifier(2)), replace(REQUEST, prompt="a cat"), 2, FakeGenerator()),
      "of the prompt 'two red circles'"),
     (lambda run: relay.with_pictures(run, []), "got 0 pictures for the 2"),
@@ -121,26 +124,26 @@ def test_pictures_that_somebody_worked_on_take_the_place_of_the_drawn_ones():
 
 def test_decisions():
     one, two, three = rounds(3)
-    assert not relay.decide(one, rounds=2).stop and relay.decide(one, rounds=2).kind == "go on"
-    assert relay.decide(two, rounds=2).kind == "done" and relay.decide(two, rounds=2).reason == "all 2 rounds are drawn"
-    assert relay.decide(two, rounds=9, pictures=5).kind == "budget"
-    assert not relay.decide(two, rounds=9, pictures=6).stop
+    assert not decide(one, rounds=2).stop and decide(one, rounds=2).kind == "go on"
+    assert decide(two, rounds=2).kind == "done" and decide(two, rounds=2).reason == "all 2 rounds are drawn"
+    assert decide(two, rounds=9, pictures=5).kind == "budget"
+    assert not decide(two, rounds=9, pictures=6).stop
     best = three.run.best()
-    assert relay.decide(three, threshold=best.score).kind == "accepted"
-    assert relay.decide(three, threshold=best.score).chosen == best
-    assert relay.decide(three, rounds=1, keep="last").chosen.round == 2
+    assert decide(three, threshold=best.score).kind == "accepted"
+    assert decide(three, threshold=best.score).chosen == best
+    assert decide(three, rounds=1, keep="last").chosen.round == 2
     good = [c for c in three.run.candidates if c.score >= 0.2]
-    assert relay.decide(three, threshold=0.2, keep="accepted").chosen == good[0]
-    assert relay.decide(three, keep="accepted").chosen == best
+    assert decide(three, threshold=0.2, keep="accepted").chosen == good[0]
+    assert decide(three, keep="accepted").chosen == best
     judged = rounds(1, threshold=0.0)[0]
-    assert relay.decide(judged).kind == "accepted" and "the judge accepted" in relay.decide(judged).reason
+    assert decide(judged).kind == "accepted" and "the judge accepted" in decide(judged).reason
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 1.1}, {"threshold": -0.1}, {"threshold": float("nan")},
                                       {"rounds": 0}, {"pictures": 0}, {"keep": "first"}])
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match="expected"):
-        relay.decide(rounds(1)[0], **settings)
+        decide(rounds(1)[0], **settings)
 
 
 def test_saved_it_is_a_record_like_any_other(tmp_path):
@@ -170,3 +173,40 @@ def test_in_short_it_has_every_candidate_and_no_picture():
     short = keep.compact(replace(rounds(3)[-1], model="fake"))
     assert short["prompt"] == REQUEST.prompt and short["model"] == "fake" and len(short["candidates"]) == 6
     assert short["candidates"][4]["reflection"].startswith("better than") and "parent" in short["candidates"][4]
+
+
+def test_a_pool_is_larger_than_the_rounds_after_it():
+    so_far = relay.draw(None, REQUEST, 2, FakeGenerator(), first=5)
+    for _ in range(3):
+        so_far = relay.reflect(relay.judge(so_far, FakeVerifier(2)), FakeReflector())
+        so_far = relay.draw(so_far, REQUEST, 2, FakeGenerator())
+    mine = relay.judge(so_far, FakeVerifier(2)).run
+    whole = start(REQUEST, ReflectionFlow(5, 2, 3, early_stop=False), FakeGenerator(), FakeVerifier(2),
+                  FakeReflector(), chunk=5).run()
+    assert drawn(mine) == drawn(whole)
+    assert len(mine.ledger.items) and mine.ledger.items["reflector"] == 6
+
+
+def test_a_model_without_a_corrector_draws_fresh_pictures_but_corrects_none():
+    plain = FakeGenerator(max_context=0)
+    assert len(rounds(3, reflector=False, generator=plain)[-1].run.candidates) == 6
+    with pytest.raises(UserError, match="it takes 0"):
+        rounds(2, generator=plain)
+
+
+def test_refining_comes_after_reflecting():
+    refined = relay.refine(rounds(1, reflector=False)[0], FakeRefiner())
+    with pytest.raises(UserError, match="the Reflector first"):
+        relay.reflect(refined, FakeReflector())
+
+
+def test_the_end_is_on_record_with_the_policy_that_comes_nearest(tmp_path):
+    so_far = rounds(3)[-1]
+    done = finish(so_far, decide(so_far, rounds=3))
+    assert done.run.stopped.reason == "all 3 rounds are drawn" and done.chosen == so_far.run.best().id
+    keep.save(done, tmp_path / "run")
+    header, run = load(tmp_path / "run")
+    assert header.policy == ReflectionFlow(2, 2, 2).to_json() and run.stopped == done.run.stopped
+    assert so_far.run.stopped is None
+    on = relay.draw(relay.reflect(done, FakeReflector()), REQUEST, 2, FakeGenerator())
+    assert on.run.stopped is None and len(on.run.candidates) == 8

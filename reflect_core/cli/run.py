@@ -10,6 +10,7 @@ from .. import search
 from ..judges import find_judge
 from ..presets.choice import ModelChoice, from_settings
 from ..search import Stepper
+from ..search.reflection_flow import OFFICIAL_OPTIONS
 from ..search.run import Run
 from ..types import UserError
 from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
@@ -18,7 +19,6 @@ from .look import describe
 from .output import as_document, as_table, dumps, resume_command, write_report
 from .progress import Progress
 from .settings import (
-    OFFICIAL_OPTIONS,
     check_folder,
     choose_folder,
     make_budget,
@@ -31,7 +31,13 @@ from .settings import (
 def run(args: argparse.Namespace) -> int:
     """`reflect run PROMPT`."""
     judge = find_judge(args.judge)
-    judge.check_prompt(args.prompt)
+    try:
+        judge.check_prompt(args.prompt)
+    except UserError as error:
+        if not args.prompt.strip() or args.judge != "shapes":
+            raise
+        # Whoever has pointed --model at FLUX.1-dev wants to hear of this one.
+        raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
     budget = make_budget(args)
     policy = make_policy(args.policy, budget.pictures, named_values(args.settings, "--set"))
     options = named_values(args.options, "--option")

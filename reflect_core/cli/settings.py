@@ -18,10 +18,6 @@ from .help import PICTURES
 from .output import PAGE, TREE, resume_command
 from .person import LOOK
 
-OFFICIAL_OPTIONS = {"text_join": "search"}
-"""How the published search joins prompt and reflection; part of the preset 'official'."""
-
-
 MOST_STEPS, MOST_PIXELS = 1000, 16_384
 """No model has a use for more; a typing mistake has, and would end in an error of the machine's memory."""
 

@@ -64,6 +64,14 @@ def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
     return getattr(importlib.import_module(module, __package__), name).from_folder(folder, **options)
 
 
+def is_known_family(folder: str | Path) -> bool:
+    """Whether a folder holds a model of a family that there is a generator for. Reads its index only."""
+    try:
+        return read_json(Path(folder) / "model_index.json", INDEX).get("_class_name") in list(FAMILIES)
+    except UserError:
+        return False
+
+
 def read_settings(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(defaults, options) of a folder's `reflect.json`; both empty when there is none."""
     file = Path(folder) / "reflect.json"

@@ -24,10 +24,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """A base in diffusers layout, and a LoRA on top of it or None."""
+    """A base in diffusers layout, and a LoRA on top of it."""
 
     base: Source
-    lora: Source | None = None
+    lora: Source
 
 
 PUBLISHED = {
@@ -44,23 +44,28 @@ def published_names() -> list[str]:
     return sorted(PUBLISHED)
 
 
-def find_published(name: str, roots: Sequence[Path], loras: Sequence[Path]) -> tuple[Path, str | None] | None:
-    """(folder, LoRA file or None) of a set below some of the folders, or None where a part is missing."""
+def find_published(name: str, roots: Sequence[Path], loras: Sequence[Path],
+                   own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
+    """(folder, LoRA file) of a set below some of the folders, or None where a part is missing.
+
+    `own_lora` takes the place of the published one, which then need not be there.
+    """
     wanted = _set(name)
     folder = next((root / wanted.base.name for root in roots
                    if (root / wanted.base.name / "model_index.json").is_file()), None)
-    if folder is None or wanted.lora is None:
-        return None if folder is None else (folder, None)
+    if folder is None:
+        return None
     places = [*(root / wanted.lora.name for root in (*roots, *loras)), folder / "lora"]
-    lora = next((place / wanted.lora.files for place in places if (place / wanted.lora.files).is_file()), None)
-    return None if lora is None else (folder, str(lora))
+    files = [Path(own_lora)] if own_lora else [place / wanted.lora.files for place in places]
+    lora = next((file for file in files if file.is_file()), None)
+    return None if lora is None else (folder, lora)
 
 
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
     wanted = _set(name)
     parts = [f"{s.repository} ({s.files}; {s.size}; {s.licence}) as {place / s.name}"
-             for s, place in ((wanted.base, models / "diffusers"), (wanted.lora, models / "loras")) if s is not None]
+             for s, place in ((wanted.base, models / "diffusers"), (wanted.lora, models / "loras"))]
     return (f"the weights of {name!r} are not here; expected {' and '.join(parts)}; try to download them from "
             "huggingface.co, or the model 'shapes-flux', which comes with the pack and runs the same workflow")
 

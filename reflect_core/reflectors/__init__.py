@@ -1,5 +1,6 @@
 """Reflectors: from pictures and their verdicts to what should change, in words."""
 
 from .shapes import ShapesReflector
+from .silent import SilentReflector
 
-__all__ = ["ShapesReflector"]
+__all__ = ["ShapesReflector", "SilentReflector"]

@@ -15,8 +15,8 @@ from .run import Candidate
 
 def header_of(so_far: RunSoFar) -> Header:
     """The first line of its record. UserError if the settings hold a secret, when it is written."""
-    return Header(so_far.run.request, so_far.policy.to_json(), Budget(), so_far.run.chunk, so_far.model,
-                  so_far.fingerprint, so_far.settings or {})
+    return Header(so_far.run.request, so_far.policy_drawn().to_json(), Budget(), so_far.run.chunk, so_far.model,
+                  so_far.fingerprint, so_far.settings)
 
 
 def save(so_far: RunSoFar, folder: str | os.PathLike) -> None:

@@ -57,6 +57,9 @@ POOL_PER_BRANCH = 2
 MOST_BRANCHES = 4
 """... and no more branches than this: at equal cost deeper beats wider (spec 6.4)."""
 
+OFFICIAL_OPTIONS = {"text_join": "search"}
+"""How the published search joins prompt and reflection: an option of the generator that goes with `official()`."""
+
 PARENTS = ("chain", "best", "last")
 SILENT = ("redraw", "correct")
 

@@ -16,7 +16,7 @@ picture is accepted, every hand passes the run on as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verifier
@@ -26,7 +26,7 @@ from .events import EventCallback
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
 from .reflection_flow import ReflectionFlow
-from .run import Candidate, Run
+from .run import Run
 from .stepper import Stepper
 
 MOST_ROUNDS = 64
@@ -39,25 +39,41 @@ class RunSoFar:
 
     run: Run
     candidates: int = 1
-    """Pictures a round."""
+    """Branches: pictures of a round after the first."""
     model: str = ""
     fingerprint: str = ""
-    settings: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
     """These three are for the record's header."""
+    policy: Policy | None = None
+    """The policy of a run that was searched in one piece; None where each round had its own."""
+    chosen: int | None = None
+    """The answer's candidate, once somebody has decided."""
 
     def __repr__(self) -> str:
         # ComfyUI prints the inputs of a node that failed.
         return f"<run of {len(self.run.candidates)} candidates in {self.run.rounds} rounds>"
 
-    @property
-    def policy(self) -> Policy:
-        """Who draws the next round."""
-        run, n = self.run, self.candidates
-        if not run.candidates or _said(run.reflection, run):
-            return ReflectionFlow(n, n, MOST_ROUNDS, refine=_said(run.refinement, run), early_stop=False)
-        if _said(run.refinement, run):
-            return NoisePromptScaling(n, MOST_ROUNDS, early_stop=False)
-        return BestOfN(len(run.candidates) + n, early_stop=False)
+    def policy_drawn(self) -> Policy:
+        """The policy that comes nearest to how the run was drawn, at its end: for the record's header."""
+        run, n, rounds = self.run, self.candidates, max(self.run.rounds - 1, 1)
+        if self.policy is not None:
+            return self.policy
+        if any(c.request.context for c in run.candidates):
+            refined = any(c.request.original_prompt is not None for c in run.candidates)
+            return ReflectionFlow(max(len(run.in_round(0)), 1), n, rounds, refine=refined)
+        if any(c.request.original_prompt is not None for c in run.candidates):
+            return NoisePromptScaling(n, rounds + 1)
+        return BestOfN(max(len(run.candidates), 1))
+
+
+def next_policy(so_far: RunSoFar) -> Policy:
+    """Who draws the next round."""
+    run, n = so_far.run, so_far.candidates
+    if _said(run.reflection, run):
+        return ReflectionFlow(n, n, MOST_ROUNDS, refine=_said(run.refinement, run), early_stop=False)
+    if _said(run.refinement, run):
+        return NoisePromptScaling(n, MOST_ROUNDS, early_stop=False)
+    return BestOfN(len(run.candidates) + n, early_stop=False)
 
 
 def _said(look_up, run: Run) -> bool:
@@ -66,16 +82,20 @@ def _said(look_up, run: Run) -> bool:
 
 
 def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: Generator,
-         on_event: EventCallback | None = None, **about: Any) -> RunSoFar:
-    """The next round: `candidates` pictures from noise, or, after a first round, what the module says.
+         on_event: EventCallback | None = None, first: int | None = None, model: str = "", fingerprint: str = "",
+         settings: dict[str, Any] | None = None) -> RunSoFar:
+    """The next round: `candidates` pictures, in the way that the module says.
 
     `request` is the user's. Its seed, size, steps and guidance hold from here on, also where the run has
-    had others; its prompt must be the run's. `about`: `model`, `fingerprint` and `settings`, for records.
-    UserError for another prompt, or what cannot be drawn.
+    had others; its prompt must be the run's. `first`: pictures of the first round, None for as many as
+    in the others; the best `candidates` of them are gone on with. The rest is for records. UserError for
+    another prompt, or what cannot be drawn.
     """
+    settings = settings or {}
     if so_far is None:
-        run = Run(request, candidates)
+        run = Run(request, first or candidates)
     else:
+        settings = {**so_far.settings, **settings}
         if so_far.run.accepted:
             return so_far
         if so_far.run.unjudged:
@@ -86,8 +106,9 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
                             "prompt for all rounds; try the run's own, or start without a run")
         run = so_far.run.fork()
         run.request, run.chunk = Run(request, candidates).request, candidates
-    after = RunSoFar(run, candidates, **about)
-    Stepper(run, after.policy, generator, None, on_event=on_event, whole=False).advance(Draw)
+    after = RunSoFar(run, candidates, model, fingerprint, settings)
+    policy = BestOfN(run.chunk, early_stop=False) if so_far is None else next_policy(after)
+    Stepper(run, policy, generator, None, on_event=on_event, whole=False).advance(Draw)
     if not run.unjudged:
         raise UserError("only some of the pictures that the next round starts from were reflected on or refined; "
                         "expected all or none; try the same number of candidates in every round")
@@ -95,11 +116,13 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
 
 
 def judge(so_far: RunSoFar, verifier: Verifier, on_event: EventCallback | None = None) -> RunSoFar:
-    """A verdict on every picture that waits for one."""
+    """A verdict on every picture that waits for one. UserError for a run without pictures."""
+    if not so_far.run.candidates:
+        raise UserError("the run has no pictures to judge; expected one or more; try to put a sampler before")
     if not so_far.run.unjudged:
         return so_far
     after = replace(so_far, run=so_far.run.fork())
-    Stepper(after.run, after.policy, None, verifier, on_event=on_event, whole=False).advance(Judge)
+    Stepper(after.run, next_policy(after), None, verifier, on_event=on_event, whole=False).advance(Judge)
     return after
 
 
@@ -107,7 +130,10 @@ def reflect(so_far: RunSoFar, reflector: Reflector, on_event: EventCallback | No
     """What should change in each picture that the next round corrects."""
     if so_far.run.accepted:
         return so_far
-    _expect_verdicts(so_far, "reflected on")
+    expect_verdicts(so_far, "reflected on")
+    if _said(so_far.run.refinement, so_far.run):
+        raise UserError("the prompts of the next round were refined before it was said what is wrong with the pictures"
+                        "; expected the other order; try the Reflector first, then the Prompt Refiner")
     after = replace(so_far, run=so_far.run.fork())
     policy = ReflectionFlow(so_far.candidates, so_far.candidates, MOST_ROUNDS, early_stop=False)
     Stepper(after.run, policy, None, None, reflector, on_event=on_event, whole=False).advance(Reflect)
@@ -119,7 +145,7 @@ def refine(so_far: RunSoFar, refiner: Refiner, on_event: EventCallback | None = 
     reflected on, else of all of the last round."""
     if so_far.run.accepted:
         return so_far
-    _expect_verdicts(so_far, "refined")
+    expect_verdicts(so_far, "refined")
     after, n = replace(so_far, run=so_far.run.fork()), so_far.candidates
     reflected = _said(after.run.reflection, after.run)
     policy = (ReflectionFlow(n, n, MOST_ROUNDS, refine=True, early_stop=False) if reflected else
@@ -128,7 +154,8 @@ def refine(so_far: RunSoFar, refiner: Refiner, on_event: EventCallback | None = 
     return after
 
 
-def _expect_verdicts(so_far: RunSoFar, what: str) -> None:
+def expect_verdicts(so_far: RunSoFar, what: str) -> None:
+    """UserError unless every picture of the run is judged, and there is one."""
     if not so_far.run.candidates or so_far.run.unjudged:
         raise UserError(f"the run has no verdicts to be {what} by; expected every picture judged; try to put a judge "
                         "before")
@@ -155,9 +182,11 @@ def from_pictures(prompt: str, pictures: Sequence[Picture]) -> RunSoFar:
 def with_pictures(so_far: RunSoFar, pictures: Sequence[Picture]) -> RunSoFar:
     """The run with other pictures in place of those that wait for a verdict: somebody has worked on them.
 
-    UserError for another number of them.
+    UserError for another number of them. A run that was accepted, and drew nothing, is passed on.
     """
     run = so_far.run
+    if run.accepted:
+        return so_far
     waiting = run.unjudged
     if len(pictures) != len(waiting):
         raise UserError(f"got {len(pictures)} pictures for the {len(waiting)} of the run that wait for a verdict; "
@@ -170,54 +199,3 @@ def with_pictures(so_far: RunSoFar, pictures: Sequence[Picture]) -> RunSoFar:
         if not isinstance(entry, Stopped):
             twin.apply(entry)
     return replace(so_far, run=twin)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether another round is to be drawn, and what the answer is if not."""
-
-    stop: bool
-    kind: str
-    """'accepted', 'done', 'budget', or 'go on'."""
-    reason: str
-    chosen: Candidate
-
-
-KEEP = ("best", "last", "accepted")
-
-
-def decide(so_far: RunSoFar, threshold: float = 1.0, rounds: int = MOST_ROUNDS, pictures: int | None = None,
-           keep: str = "best") -> Decision:
-    """Whether the run goes on. UserError for a run without verdicts, or a setting out of range.
-
-    Args:
-        threshold: in [0, 1]; a score from which a picture is good enough, whatever the judge says of it. What
-            the judge accepts is good in any case.
-        rounds: rounds to draw at most; pictures: pictures to draw at most, None for no limit.
-        keep: the answer: 'best' of all, 'best' of the 'last' round, or the first that is 'accepted', and the
-            best where none is.
-    """
-    run = so_far.run
-    if not 0.0 <= threshold <= 1.0:
-        raise UserError(f"the threshold is {threshold!r}; expected a number from 0 to 1")
-    if rounds < 1 or (pictures is not None and pictures < 1):
-        raise UserError(f"got {rounds} rounds and a budget of {pictures} pictures; expected 1 or more of each")
-    if keep not in KEEP:
-        raise UserError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
-    _expect_verdicts(so_far, "decided on")
-    best = run.best()
-    good = [c for c in run.candidates if c.accepted or c.score >= threshold]
-    chosen = {"best": best, "last": run.best(run.in_round(run.rounds - 1)),
-              "accepted": good[0] if good else best}[keep]
-    if good:
-        reason = (f"the judge accepted candidate {best.id}" if best.accepted else
-                  f"candidate {best.id} has a score of {best.score:.2f}, the threshold is {threshold:g}")
-        return Decision(True, "accepted", reason, chosen)
-    if run.rounds >= rounds:
-        drawn = "the round is drawn" if rounds == 1 else f"all {rounds} rounds are drawn"
-        return Decision(True, "done", drawn, chosen)
-    if pictures is not None and len(run.candidates) + so_far.candidates > pictures:
-        return Decision(True, "budget", f"what is left of {pictures} pictures is not enough for another round of "
-                                        f"{so_far.candidates}", chosen)
-    so_good = f"round {run.rounds} of {rounds} is drawn, the best score is {best.score:.2f}"
-    return Decision(False, "go on", so_good, chosen)

@@ -114,6 +114,17 @@ class FluxCorrector:
             lora = lora.to(device, dtype).requires_grad_(False)
         return cls(**parts, lora=lora, options=options, defaults=defaults)
 
+    def with_options(self, **changes: Any) -> FluxCorrector:
+        """The same model, its weights and encoders shared, with other options, of those that no encoder has to do
+        with. UserError for any other."""
+        free = {"text_join", "condition_scale", "union_cond_attn", "latent_lora", "true_cfg_scale", "max_batch"}
+        if fixed := sorted(set(changes) - free):
+            raise UserError(f"the option {fixed[0]!r} cannot be changed once a model is loaded; expected one of "
+                            f"{', '.join(sorted(free))}")
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
+
     @property
     def max_context(self) -> int:
         """1 with a corrector LoRA, 0 without."""

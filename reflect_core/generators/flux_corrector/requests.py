@@ -37,7 +37,7 @@ def check_request(request: Request, patch: int, max_context: int) -> None:
 def _check_context(request: Request, max_context: int) -> None:
     if request.context and not max_context:
         raise UserError("a request has a picture to correct, but this model has no corrector LoRA; "
-                        "expected a plain request, or a model with one; try to load it with lora=")
+                        "expected a plain request, or a model with one; try to load it with a corrector's LoRA")
     if len(request.context) > 1:
         raise UserError(f"a request has {len(request.context)} context pairs; expected at most 1, which "
                         "is all that a FLUX corrector sees; try the latest")
