@@ -17,7 +17,7 @@ from .schema import ITSELF, Judge, Run, schema, text
 from .schema import Verdict as VerdictSocket
 
 KINDS = ("shapes", "none")
-SAY = ("replace", "add")
+SAY = ("replace", "add", "line by line")
 MOST_WORDS = 2000
 """Characters of a reflection that somebody types."""
 
@@ -93,7 +93,12 @@ class ReflectReflector(io.ComfyNode):
         with speaking_as("Reflector", _round(run_in)):
             if say not in SAY:
                 raise UserError(f"say is {say!r}; expected one of {', '.join(SAY)}")
-            reflector = Speaking(judge.actors.reflector, words or "", say)
+            words = words or ""
+            if say == "line by line":
+                lines = words.splitlines()
+                number = run_in.run.rounds - 1 if run_in is not None else 0
+                words, say = lines[number] if number < len(lines) else "", "replace"
+            reflector = Speaking(judge.actors.reflector, words, say)
             if run_in is not None:
                 if image is not None or verdict is not None:
                     raise UserError("got a run and an image or verdict too; expected either the run or those two")
