@@ -8,7 +8,7 @@ from ..reflect_core import search
 from ..reflect_core.judges import find_judge
 from ..reflect_core.search import POLICIES, relay
 from ..reflect_core.search.reflection_flow import OFFICIAL_OPTIONS
-from ..reflect_core.types import Request, UserError
+from ..reflect_core.types import UserError
 from .loop import result_outputs, results
 from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Judge, Model, drawing, schema, seed, text
@@ -33,7 +33,7 @@ class ReflectLoop(io.ComfyNode):
                 guidance: float, width: int, height: int) -> io.NodeOutput:
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
         with speaking_as(NAME):
-            request = Request(prompt, seed, width, height, steps, guidance)
+            request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             find_judge(judge.kind).check(request)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
             generator = reflect_model.generator

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..reflect_core.presets.choice import DTYPES, ModelChoice
 from ..reflect_core.presets.load import is_known_family, preset_names
 from ..reflect_core.presets.published import find_published, how_to_get, published_names
-from ..reflect_core.types import UserError
+from ..reflect_core.types import Request, UserError
 from .schema import Model, rare, schema
 
 OWN_LORA = "the model's own"
@@ -48,6 +48,13 @@ class ReflectModel:
 
     def get_models(self) -> list:
         return list(self.parts.patchers.values())
+
+    def request(self, prompt: str, seed: int, steps: int, guidance: float, width: int, height: int) -> Request:
+        """A plain request, with the model's own values where the widgets say so, see `schema.drawing`."""
+        said = {"steps": steps or None, "guidance": None if guidance < 0 else guidance, "width": width or None,
+                "height": height or None}
+        values = {name: self.generator.defaults[name] if value is None else value for name, value in said.items()}
+        return Request(prompt, seed, **values)
 
     def __repr__(self) -> str:
         return f"<{self.name}>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..reflect_core.search import relay
-from ..reflect_core.types import Request
 from .images import to_image
 from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Model, Run, drawing, rare, schema, seed, text
@@ -29,7 +28,7 @@ class ReflectSample(io.ComfyNode):
                 height: int, first_round: int = 0, run_so_far: relay.RunSoFar | None = None) -> io.NodeOutput:
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
         with speaking_as(NAME, run_so_far.run.rounds if run_so_far else 0):
-            request = Request(prompt, seed, width, height, steps, guidance)
+            request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
             after = relay.draw(run_so_far, request, candidates, reflect_model.generator, progress,
                                first_round or None, model=reflect_model.name, fingerprint=reflect_model.fingerprint,

@@ -68,8 +68,8 @@ def seed() -> io.Input:
 
 
 def drawing() -> list[io.Input]:
-    """Steps, guidance and size, with what shapes-flux wants as defaults."""
-    return [io.Int.Input("steps", default=16, min=1, max=1000),
-            io.Float.Input("guidance", default=2.5, min=0.0, max=100.0, step=0.1, round=0.01),
-            io.Int.Input("width", default=64, min=16, max=16384, step=16),
-            io.Int.Input("height", default=64, min=16, max=16384, step=16)]
+    """Steps, guidance and size; the least value of each stands for the model's own."""
+    return [io.Int.Input("steps", default=0, min=0, max=1000),
+            io.Float.Input("guidance", default=-1.0, min=-1.0, max=100.0, step=0.1, round=0.01),
+            io.Int.Input("width", default=0, min=0, max=16384, step=16),
+            io.Int.Input("height", default=0, min=0, max=16384, step=16)]
