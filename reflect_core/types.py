@@ -107,8 +107,8 @@ class Step:
     """1 to `steps`."""
     steps: int
     preview: Callable[[], list[Picture]] | None = field(default=None, compare=False, repr=False)
-    """Small pictures of what is being drawn, one for each of the batch, made when called, cheaply and so only
-    roughly; None where the generator has none. Good until the callback returns."""
+    """What is being drawn, made when called, cheaply and so only roughly: small pictures of the batch or of its
+    first ones. None where the generator has none. Good until the callback returns."""
 
 
 StepCallback = Callable[[Step], None]

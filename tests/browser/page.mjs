@@ -7,7 +7,7 @@ import path from "node:path";
 const require = createRequire(path.join(process.env.PLAYWRIGHT_CORE ?? process.cwd(), "package.json"));
 const { chromium } = require("playwright-core");
 
-const SIZE = { width: 1920, height: 1080 };
+const SIZE = { width: 2800, height: 1300 };
 
 export async function openPage(url, { vue = false } = {}) {
   const browser = await chromium.launch({
@@ -19,10 +19,14 @@ export async function openPage(url, { vue = false } = {}) {
   const errors = [];
   page.on("pageerror", (error) => errors.push(String(error.stack ?? error)));
   // Else the template dialog covers a new user's page.
-  await page.request.post(`${url}/api/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.VueNodes.Enabled": vue } });
+  await page.request.post(`${url}/api/settings`, { data: { "Comfy.TutorialCompleted": true } });
   await page.goto(url);
   await page.waitForFunction(() => window.app?.graph && window.app?.extensionManager, null, { timeout: 120000 });
   await page.waitForTimeout(4000);
+  if (vue) {
+    await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
+    await page.waitForTimeout(1000);
+  }
   return { browser, page, errors };
 }
 

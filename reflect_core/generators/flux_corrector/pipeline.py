@@ -35,6 +35,8 @@ from .preview import LatentPreview
 from .requests import check_request
 from .transformer import Condition, denoise, prepare, with_texts
 
+DECODED = 128 * 128
+"""Pixels of a picture up to which a preview goes through the autoencoder."""
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 """What the published search asks for; a folder's reflect.json may say otherwise."""
 
@@ -231,10 +233,13 @@ class FluxCorrector:
         return self.place(name)
 
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to small pictures."""
-        if self._latent_preview is None:
-            self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
-        return self._latent_preview.pictures(self._unpacked(latents, request))
+        """Tokens (B, N, C) to small pictures, the first of the batch only where the autoencoder itself is quick."""
+        with torch.no_grad():
+            if request.width * request.height <= DECODED:
+                return self._pictures(self._unpacked(latents[:1], request), self._where("vae"))
+            if self._latent_preview is None:
+                self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
+            return self._latent_preview.pictures(self._unpacked(latents, request))
 
     def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
         """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
@@ -258,8 +263,11 @@ class FluxCorrector:
 
     def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        latents = self._unpacked(latents, request).to(self.place("vae"))
-        images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents]
+        return self._pictures(self._unpacked(latents, request), self.place("vae"))
+
+    def _pictures(self, latents: Tensor, device: torch.device | str) -> list[Picture]:
+        """Latents (B, C, H, W) through the decoder."""
+        images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents.to(device)]
         return [self.processor.postprocess(image, output_type="pil")[0] for image in images]
 
     def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
