@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from comfy_engine import SKIP, Engine, find_comfyui
-from comfy_graphs import PROMPT, SMALL, all_in_one, loop, ran
 
 from reflect_core import search
+from reflect_core.bench.engine import SKIP, Engine, find_comfyui
+from reflect_core.bench.graphs import PROMPT, SMALL, all_in_one, loop, ran
 from reflect_core.judges import find_judge
 from reflect_core.presets.choice import ModelChoice
 from reflect_core.search import ReflectionFlow, load, replay

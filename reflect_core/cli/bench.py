@@ -1,4 +1,4 @@
-"""`reflect bench shapes` and `reflect bench speed`."""
+"""`reflect bench shapes`, `reflect bench speed` and `reflect bench comfyui`."""
 
 from __future__ import annotations
 
@@ -94,6 +94,16 @@ def speed(args: argparse.Namespace) -> int:
         steps = time_steps(args.repeats)
     where = machine()
     print(dumps({"run": run, "steps": steps, "machine": where}) if args.json else report(run, steps, where))
+    return 0
+
+
+def comfyui(args: argparse.Namespace) -> int:
+    """What the ComfyUI face costs."""
+    from ..bench.comfyui import measure, report
+
+    with Progress(args.quiet) as progress:
+        found = measure(progress.say)
+    print(dumps(found) if args.json else report(found))
     return 0
 
 

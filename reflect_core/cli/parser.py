@@ -145,6 +145,10 @@ def _bench(commands) -> None:
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timed pairs of steps (default: 15)")
     _output(parser)
 
+    parser = _command(kinds, "comfyui", "bench:comfyui", "a loop of 16 rounds in a real ComfyUI beside the same search "
+                      "by the library", BENCH_CODES)
+    _output(parser)
+
 
 def _command(commands, name: str, target: str, help: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog,

@@ -1,4 +1,4 @@
-"""The real ComfyUI as tests use it: found, started on a free port with folders of its own, asked over HTTP.
+"""The real ComfyUI, for the benchmark and the tests: found, started with folders of its own, asked over HTTP.
 
 A checkout is looked for in COMFYUI_PATH, then two folders above a pack that lies in `custom_nodes/`, then
 where comfy-cli puts it. Its own Python is used if a virtual environment lies in it.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SKIP = "no ComfyUI here: set COMFYUI_PATH to a checkout of Comfy-Org/ComfyUI, or put one at ~/comfy/ComfyUI"
 NEEDED = ("main.py", "nodes.py", "comfy_execution")
 
