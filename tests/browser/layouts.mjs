@@ -40,7 +40,7 @@ const resultLinks = (from) => [
 function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
                                reflect = true, refine = false, words = "", say = "replace", drawing = {} } = {}) {
   const speakers = {
-    verifier: { type: "ReflectVerifier" },
+    verifier: { type: "ReflectVerifier", height: 260 },
     ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, height: 260 } } : {}),
     ...(refine ? { refiner: { type: "ReflectRefiner" } } : {}),
   };
@@ -70,12 +70,15 @@ function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, fi
         width: 340,
         nodes: {
           start: { type: "ReflectLoopStart" },
-          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first, ...drawing } },
+          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first, ...drawing }, height: 600 },
           shown: { type: "PreviewImage", title: "Each round", height: 320 },
         },
       },
       { width: 320, nodes: speakers },
-      { width: 320, nodes: { controller: { type: "ReflectLoopController", widgets: { rounds, budget } } } },
+      {
+        width: 320,
+        nodes: { controller: { type: "ReflectLoopController", widgets: { rounds, budget }, height: 320 } },
+      },
       ...results(title),
     ],
     links: [...links, ...resultLinks("controller")],
@@ -147,7 +150,7 @@ Lines that are there already are told again, so the rounds before come out the s
 
 The same search as *reflect run* on the command line: pictures from noise, then corrections of the best. Choose another
 **policy** to compare; each stops at the first picture that the judge accepts, all but *official*.`, 280)),
-      { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 } } } },
+      { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 }, height: 680 } } },
       {
         width: 440,
         nodes: {
