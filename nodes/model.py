@@ -110,7 +110,7 @@ def find_choice(model: str, lora: str, dtype: str) -> ModelChoice:
     roots = [Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)]
     if model in published_names():
         loras = [Path(root) for root in folder_paths.get_folder_paths("loras")]
-        found = find_published(model, roots, loras, lora_file)
+        found = find_published(model, [*roots, *loras], lora_file)
         if found is None:
             raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
         return ModelChoice(*map(str, found), dtype=dtype)

@@ -15,59 +15,66 @@ class Source:
 
     repository: str
     """On the Hugging Face hub."""
+    kind: str
+    """The folder of ComfyUI's `models` that it belongs to."""
     name: str
-    """Of the folder, or of the LoRA file's folder, that it is looked for as."""
-    files: str
+    """Of its own folder there."""
+    file: str
+    """What must lie in that folder."""
     size: str
     licence: str
 
 
 @dataclass(frozen=True)
 class Published:
-    """A base in diffusers layout, and a LoRA on top of it."""
+    """A base in diffusers layout, and the corrector's weights on top of it."""
 
     base: Source
-    lora: Source
+    corrector: Source
 
 
 PUBLISHED = {
     "flux-corrector": Published(
-        Source("black-forest-labs/FLUX.1-dev", "FLUX.1-dev", "the folder as diffusers lays it, with model_index.json",
-               "34 GB", "FLUX.1 [dev] Non-Commercial License"),
-        Source("diffusion-cot/FLUX-Corrector", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
-               "see its page")),
+        Source("black-forest-labs/FLUX.1-dev", "diffusers", "FLUX.1-dev", "model_index.json", "34 GB",
+               "FLUX.1 [dev] Non-Commercial License"),
+        Source("diffusion-cot/FLUX-Corrector", "loras", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
+               "licence: see its page")),
+    "reflect-dit": Published(
+        Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
+               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16", "licence: see its page"),
+        Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
+               "3.5 GB", "no licence is stated")),
 }
-"""The sizes are those of the repositories' files, FLUX.1-dev without its single-file copies."""
+"""The sizes are of what is needed of each repository."""
 
 
 def published_names() -> list[str]:
     return sorted(PUBLISHED)
 
 
-def find_published(name: str, roots: Sequence[Path], loras: Sequence[Path],
-                   own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
-    """(folder, LoRA file) of a set below some of the folders, or None where a part is missing.
+def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
+    """(base folder, corrector's file) of a set below some of the folders, or None where a part is missing.
 
-    `own_lora` takes the place of the published one, which then need not be there.
+    `own_lora` takes the place of the published corrector, which then need not be there.
     """
     wanted = _set(name)
-    folder = next((root / wanted.base.name for root in roots
-                   if (root / wanted.base.name / "model_index.json").is_file()), None)
-    if folder is None:
+    base = next((root / wanted.base.name for root in roots if (root / wanted.base.name / wanted.base.file).is_file()),
+                None)
+    if base is None:
         return None
-    places = [*(root / wanted.lora.name for root in (*roots, *loras)), folder / "lora"]
-    files = [Path(own_lora)] if own_lora else [place / wanted.lora.files for place in places]
-    lora = next((file for file in files if file.is_file()), None)
-    return None if lora is None else (folder, lora)
+    places = [root / wanted.corrector.name / wanted.corrector.file for root in roots]
+    corrector = next((file for file in ([Path(own_lora)] if own_lora else places) if file.is_file()), None)
+    return None if corrector is None else (base, corrector)
 
 
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
     wanted = _set(name)
-    parts = [f"{s.repository} ({s.files}; {s.size}; {s.licence}) as {place / s.name}"
-             for s, place in ((wanted.base, models / "diffusers"), (wanted.lora, models / "loras"))]
-    return (f"the weights of {name!r} are not here; expected {' and '.join(parts)}; try to download them from "
-            "huggingface.co, or the model 'shapes-flux', which comes with the pack and runs the same workflow")
+    parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file} in it"
+             for part in (wanted.base, wanted.corrector)]
+    return (f"the weights of {name!r} are not here; expected {'; and '.join(parts)}; try to download them from "
+            "huggingface.co, or the model 'shapes-flux', which comes with the pack and runs the same workflow with the "
+            "judge 'shapes'")
 
 
 def _set(name: str) -> Published:

@@ -1,0 +1,34 @@
+"""Published sets: found where they belong, else told what is missing."""
+
+import pytest
+
+from reflect_core.presets.published import find_published, how_to_get, published_names
+from reflect_core.types import UserError
+
+
+def put(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("name", published_names())
+def test_what_is_missing_is_told_with_size_licence_and_place(name, tmp_path):
+    said = how_to_get(name, tmp_path)
+    assert str(tmp_path / "diffusers") in said and "GB" in said and "licen" in said.lower() and "shapes-flux" in said
+
+
+def test_both_parts_must_be_there(tmp_path):
+    roots = [tmp_path / "diffusers", tmp_path / "loras"]
+    assert find_published("flux-corrector", roots) is None
+    index = put(roots[0] / "FLUX.1-dev" / "model_index.json")
+    assert find_published("flux-corrector", roots) is None
+    mine = put(tmp_path / "mine.safetensors")
+    assert find_published("flux-corrector", roots, mine) == (index.parent, mine)
+    lora = put(roots[1] / "FLUX-Corrector" / "pytorch_lora_weights.safetensors")
+    assert find_published("flux-corrector", roots) == (index.parent, lora)
+
+
+def test_a_set_that_there_is_not():
+    with pytest.raises(UserError, match="flux-corrector"):
+        find_published("flux-3", [])
