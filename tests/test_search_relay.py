@@ -6,6 +6,7 @@ import pytest
 from fakes import REQUEST, SIZE, FakeGenerator, FakeRefiner, FakeReflector, FakeVerifier, quality_of
 from PIL import Image
 
+from reflect_core.judges import find_judge
 from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, keep, load, relay, replay, start
 from reflect_core.search.decision import decide, finish
 from reflect_core.search.run import Run
@@ -210,3 +211,19 @@ def test_the_end_is_on_record_with_the_policy_that_comes_nearest(tmp_path):
     assert so_far.run.stopped is None
     on = relay.draw(relay.reflect(done, FakeReflector()), REQUEST, 2, FakeGenerator())
     assert on.run.stopped is None and len(on.run.candidates) == 8
+
+
+def test_a_long_loop_holds_each_picture_once():
+    """32 rounds of 1024 x 1024, all runs on the way kept, as ComfyUI's cache keeps them: 32 pictures, 96 MB."""
+    after = rounds(32, n=1, request=replace(REQUEST, width=1024, height=1024))
+    held = {id(one.run.picture(c.id)): one.run.picture(c.id) for one in after for c in one.run.candidates}
+    assert len(after[-1].run.candidates) == 32
+    assert sum(len(picture.tobytes()) for picture in held.values()) == 32 * 1024 * 1024 * 3
+
+
+def test_with_nobody_to_judge_nothing_is_accepted_and_only_a_person_speaks():
+    actors = find_judge("none").actors()
+    so_far = relay.judge(relay.draw(None, REQUEST, 2, FakeGenerator()), actors.verifier)
+    assert {(c.score, c.accepted) for c in so_far.run.candidates} == {(0.0, False)}
+    silent = relay.draw(relay.reflect(so_far, actors.reflector), REQUEST, 2, FakeGenerator())
+    assert all(not c.request.context for c in silent.run.in_round(1)), "nothing was said, so these are fresh"

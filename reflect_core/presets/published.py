@@ -70,7 +70,7 @@ def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
     wanted = _set(name)
-    parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file} in it"
+    parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
              for part in (wanted.base, wanted.corrector)]
     return (f"the weights of {name!r} are not here; expected {'; and '.join(parts)}; try to download them from "
             "huggingface.co, or the model 'shapes-flux', which comes with the pack and runs the same workflow with the "
