@@ -20,14 +20,20 @@ export async function openPage(url, { vue = false } = {}) {
   page.on("pageerror", (error) => errors.push(String(error.stack ?? error)));
   // Else the template dialog covers a new user's page.
   await page.request.post(`${url}/api/settings`, { data: { "Comfy.TutorialCompleted": true } });
+  await open(page, url);
+  if (vue !== await page.evaluate(() => Boolean(app.extensionManager.setting.get("Comfy.VueNodes.Enabled")))) {
+    // Switched on a page that is open, nodes of the graph before stay on it.
+    await page.evaluate((on) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", on), vue);
+    await page.waitForTimeout(1000);
+    await open(page, url);
+  }
+  return { browser, page, errors };
+}
+
+async function open(page, url) {
   await page.goto(url);
   await page.waitForFunction(() => window.app?.graph && window.app?.extensionManager, null, { timeout: 120000 });
   await page.waitForTimeout(4000);
-  if (vue) {
-    await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
-    await page.waitForTimeout(1000);
-  }
-  return { browser, page, errors };
 }
 
 export async function loadWorkflow(page, workflow, name) {
