@@ -18,15 +18,15 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 COMFYUI = find_comfyui()
 BESIDE = COMFYUI.parent if COMFYUI else Path("/nonexistent")
 PLAYWRIGHT = Path(os.environ.get("PLAYWRIGHT_CORE", BESIDE))
+PLAYWRIGHT_CORE = PLAYWRIGHT / "node_modules" / "playwright-core"
 FRONTEND = Path(os.environ.get("COMFYUI_FRONTEND", BESIDE / "frontend" / "static"))
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(COMFYUI is None, reason=SKIP),
-    pytest.mark.skipif(not (CHROMIUM and shutil.which("node") and (PLAYWRIGHT / "node_modules/playwright-core").exists()),
-                       reason="no browser here: set CHROMIUM, and PLAYWRIGHT_CORE to a folder with playwright-core in "
-                              "its node_modules")]
+    pytest.mark.skipif(not (CHROMIUM and shutil.which("node") and PLAYWRIGHT_CORE.exists()), reason=(
+        "no browser here: set CHROMIUM, and PLAYWRIGHT_CORE to a folder with playwright-core in its node_modules"))]
 
 
 @pytest.mark.parametrize("frontend, renderer", [("pinned", "classic"), ("newest", "classic"), ("newest", "vue")])
@@ -37,7 +37,8 @@ def test_every_workflow_loads_and_runs_on_a_page(frontend, renderer, tmp_path):
     shots = Path(os.environ.get("REFLECT_SHOTS", tmp_path / "shots")) / frontend
     environment = {**os.environ, "PLAYWRIGHT_CORE": str(PLAYWRIGHT), "CHROMIUM": CHROMIUM}
     with Engine(COMFYUI, tmp_path / "base", *arguments) as engine:
-        command = ["node", str(ROOT / "tests/browser/check.mjs"), engine.url, str(ROOT / "workflows"), str(shots), renderer]
+        command = ["node", str(ROOT / "tests" / "browser" / "check.mjs"), engine.url, str(ROOT / "workflows"), str(shots),
+                   renderer]
         done = subprocess.run([*command, *NAMES], capture_output=True, text=True, env=environment, timeout=1500)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}

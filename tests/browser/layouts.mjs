@@ -102,15 +102,15 @@ Change **rounds** or **threshold** on the Loop Controller: rounds that were draw
   reflectionflow: loop("reflectionflow", note(`## ReflectionFlow (arXiv 2504.16080)
 
 FLUX.1-dev with the reflection-tuned corrector, in the published search's numbers: 32 pictures from noise, then 16 rounds
-that correct the best two, with rewritten prompts, at 28 steps and guidance 3.5. It stops at the first accepted picture.
-The published script goes on to the end and has some quirks; *official* in the all-in-one node has them all.
+that correct the best two, at 28 steps and guidance 3.5. It stops at the first accepted picture. The published script
+goes on to the end, rewrites prompts and has some quirks; *official* in the all-in-one node has them all.
 
 **Needs** \`models/diffusers/FLUX.1-dev\` and \`models/loras/FLUX-Corrector\`; Load Reflective DiT says what is missing.
 With the model *shapes-flux* and the judge *shapes* the same workflow runs without a download.
 
 With the judge *none* nobody judges: write in the Reflector what is to change.`, 500),
     { model: "flux-corrector", kind: "none", prompt: "two red circles left of a blue star", candidates: 2, first: 32,
-      rounds: 17, budget: 64, refine: false }),
+      rounds: 17, budget: 64 }),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 
