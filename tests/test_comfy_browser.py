@@ -37,7 +37,7 @@ def test_every_workflow_loads_and_runs_on_a_page(frontend, renderer, tmp_path):
     shots = Path(os.environ.get("REFLECT_SHOTS", tmp_path / "shots")) / frontend
     environment = {**os.environ, "PLAYWRIGHT_CORE": str(PLAYWRIGHT), "CHROMIUM": CHROMIUM}
     with Engine(COMFYUI, tmp_path / "base", *arguments) as engine:
-        command = ["node", str(ROOT / "tests" / "browser" / "check.mjs"), engine.url, str(ROOT / "workflows"), str(shots),
+        command = ["node", str(ROOT / "tests/browser/check.mjs"), engine.url, str(ROOT / "workflows"), str(shots),
                    renderer]
         done = subprocess.run([*command, *NAMES], capture_output=True, text=True, env=environment, timeout=1500)
     assert done.returncode == 0, done.stderr[-2000:]
