@@ -33,7 +33,7 @@ from .memory import enough_memory
 from .options import CorrectorOptions
 from .preview import LatentPreview
 from .requests import check_request
-from .transformer import Condition, denoise, prepare, with_texts
+from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
 
 DECODED = 128 * 128
 """Pixels of a picture up to which a preview goes through the autoencoder."""
@@ -68,6 +68,7 @@ class FluxCorrector:
                                   options.max_sequence_length, options.text_cache, self._placed)
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
                                            options.condition_cache, self._placed)
+        self._deltas: LoraDeltas | None = None
         self._latent_preview: LatentPreview | None = None
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
@@ -201,7 +202,7 @@ class FluxCorrector:
         text_ids = ids.new_zeros(states.shape[1], 3)
         if condition is not None:
             condition = Condition(condition.tokens.to(device), condition.ids.to(device))
-        prepared = prepare(model, self.lora, states.to(device), pooled.to(device), ids, text_ids, condition,
+        prepared = prepare(model, self._laid_out(), states.to(device), pooled.to(device), ids, text_ids, condition,
                            union_cond_attn=options.union_cond_attn, latent_lora=options.latent_lora,
                            condition_scale=options.condition_scale)
         negative = None
@@ -228,6 +229,15 @@ class FluxCorrector:
     def _where(self, name: str) -> torch.device:
         """Where a part lies."""
         return next(self.parts[name].parameters()).device
+
+    def _laid_out(self) -> LoraDeltas | ConditionLora | None:
+        """The LoRA as the forward wants it: laid out once where it stays in its place. Where a manager may move it,
+        what is laid out would be a second copy that nobody moves."""
+        if self.lora is None or self.place != self._where:
+            return self.lora
+        if self._deltas is None:
+            self._deltas = LoraDeltas.of(self.lora, self.transformer)
+        return self._deltas
 
     def _placed(self, name: str) -> torch.device | str:
         return self.place(name)
