@@ -1,0 +1,58 @@
+"""Models on the real ComfyUI: one's own folder, damage, eviction, streamed layers."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
+from reflect_core.bench.graphs import loop
+
+pytestmark = pytest.mark.skipif(find_comfyui() is None, reason=SKIP)
+PRESET = ROOT / "reflect_core" / "presets" / "shapes-flux"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfy")
+    for kind, name in (("reflect", "mine"), ("diffusers", "torn"), ("diffusers", "stranger")):
+        shutil.copytree(PRESET, base / "models" / kind / name)
+    file = base / "models" / "diffusers" / "torn" / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    index = base / "models" / "diffusers" / "stranger" / "model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", "SomethingElse"))
+    with Engine(find_comfyui(), base) as running:
+        yield running
+
+
+def pictures(engine, **changes):
+    done = engine.run(loop({"controller.rounds": 2, **{k.replace("_", ".", 1): v for k, v in changes.items()}}))
+    assert done.error is None, done.error
+    return [np.asarray(engine.picture(one).convert("RGB")).tobytes() for one in done.outputs["all"]["images"]]
+
+
+def test_the_list_has_ones_own_models_of_our_families(engine):
+    listed = engine.get("/object_info/ReflectLoadModel")["ReflectLoadModel"]["input"]["required"]["model"][1]["options"]
+    assert {"shapes-flux", "flux-corrector", "reflect-dit", "mine", "torn"} <= set(listed) and "stranger" not in listed
+
+
+def test_a_folder_of_ones_own_draws_the_same(engine):
+    assert pictures(engine, model_model="mine") == pictures(engine)
+
+
+def test_streamed_layers_draw_the_same(engine):
+    assert pictures(engine, model_offload="streamed") == pictures(engine)
+
+
+def test_evicted_and_used_again_it_draws_the_same(engine):
+    first = pictures(engine, sample_seed=11)
+    engine.post("/free", {"unload_models": True})
+    pictures(engine, sample_seed=12)
+    engine.post("/free", {"unload_models": True, "free_memory": True})
+    assert pictures(engine, sample_seed=11) == first
+
+
+def test_a_damaged_model_is_told_and_the_queue_goes_on(engine):
+    done = engine.run(loop({"model.model": "torn"}))
+    assert "diffusion_pytorch_model.safetensors" in done.error["exception_message"]
+    assert len(pictures(engine)) == 4
