@@ -29,6 +29,13 @@ def test_both_parts_must_be_there(tmp_path):
     assert find_published("flux-corrector", roots) == (index.parent, lora)
 
 
+def test_a_set_that_cannot_be_loaded_yet_says_so_before_anybody_downloads_it(tmp_path):
+    put(tmp_path / "Sana_1600M_1024px_MultiLing_diffusers" / "model_index.json")
+    put(tmp_path / "reflect-dit" / "config.json")
+    assert find_published("reflect-dit", [tmp_path]) is None
+    assert "cannot load 'reflect-dit' yet" in how_to_get("reflect-dit", tmp_path)
+
+
 def test_a_set_that_there_is_not():
     with pytest.raises(UserError, match="flux-corrector"):
         find_published("flux-3", [])

@@ -16,6 +16,7 @@ from reflect_core.reflectors import ShapesReflector
 from reflect_core.report import html_page, picture, tree_picture
 from reflect_core.report.layout import MOST_LINES, TEXT_WIDTH, font, lay_out
 from reflect_core.report.svg import tree_svg
+from reflect_core.report.words import outcome
 from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, start
 from reflect_core.types import Request
 from reflect_core.verifiers import ShapesVerifier
@@ -80,6 +81,16 @@ def test_a_picture_of_every_tree(steppers, name):
     picture = tree_picture(steppers[name].so_far, chosen=steppers[name].best, scale=1)
     assert picture.mode == "RGB"
     assert len(picture.getcolors(1 << 24)) > 100
+
+
+def test_a_chosen_one_is_not_called_the_best_and_rounds_are_counted_as_asked(steppers):
+    run = next(s.so_far for s in steppers.values() if any(c.parent is not None for c in s.so_far.candidates))
+    best = run.best()
+    other = next(c for c in run.candidates if c.id != best.id and not c.accepted)
+    layout = lay_out(run, other.id, first_round=1)
+    assert [n.label for n in layout.nodes if n.chosen] == [f"chosen, {other.id}"]
+    assert [words for _, words in layout.headings] == [f"round {r + 1}" for r in range(run.rounds)]
+    assert re.search(rf"the chosen one (so far )?is candidate {other.id} ", outcome(run, other))
 
 
 def words_of(run, candidate, chosen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def _tell_shapes(args: argparse.Namespace, units: list, settings: dict[str, Any]
     if args.json_file is not None:
         document = {"settings": settings, "machine": machine(), "versions": versions_here(), **summary}
         _write(Path(args.json_file), dumps(document) + "\n", "--json")
-    plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
+    plot: Path | str = "none, for matplotlib is not installed; pip install matplotlib, and the same command draws it"
+    if find_spec("matplotlib") is not None:
+        plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
     print(f"\n{summary['pictures_drawn']:,} pictures drawn in {summary['seconds']:,.0f} s; plot: {plot}")
     return 0
 

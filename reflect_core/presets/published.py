@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..types import UserError
+from .load import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,21 @@ class Source:
 class Published:
     """A base in diffusers layout, and the corrector's weights on top of it."""
 
+    family: str
+    """The base's pipeline class."""
     base: Source
     corrector: Source
 
 
 PUBLISHED = {
     "flux-corrector": Published(
+        "FluxPipeline",
         Source("black-forest-labs/FLUX.1-dev", "diffusers", "FLUX.1-dev", "model_index.json", "34 GB",
                "FLUX.1 [dev] Non-Commercial License"),
         Source("diffusion-cot/FLUX-Corrector", "loras", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
                "licence: see its page")),
     "reflect-dit": Published(
+        "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
                "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16", "licence: see its page"),
         Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
@@ -55,9 +60,12 @@ def published_names() -> list[str]:
 def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
     """(base folder, corrector's file) of a set below some of the folders, or None where a part is missing.
 
-    `own_lora` takes the place of the published corrector, which then need not be there.
+    None, too, for a family that there is no generator of yet. `own_lora` takes the place of the published
+    corrector, which then need not be there.
     """
     wanted = _set(name)
+    if wanted.family not in FAMILIES:
+        return None
     base = next((root / wanted.base.name for root in roots if (root / wanted.base.name / wanted.base.file).is_file()),
                 None)
     if base is None:
@@ -70,11 +78,14 @@ def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
     wanted = _set(name)
+    instead = "the model 'shapes-flux', which comes with the pack and runs the same workflow with the judge 'shapes'"
     parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
              for part in (wanted.base, wanted.corrector)]
+    if wanted.family not in FAMILIES:
+        return (f"this version cannot load {name!r} yet, do not download it for now; a later one will expect "
+                f"{'; and '.join(parts)}; try {instead}")
     return (f"the weights of {name!r} are not here; expected {'; and '.join(parts)}; try to download them from "
-            "huggingface.co, or the model 'shapes-flux', which comes with the pack and runs the same workflow with the "
-            "judge 'shapes'")
+            f"huggingface.co, or {instead}")
 
 
 def _set(name: str) -> Published:

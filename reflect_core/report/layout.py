@@ -16,7 +16,7 @@ from itertools import count
 from PIL import ImageFont
 
 from ..search.run import Candidate, Run
-from .words import readable
+from .words import readable, role
 
 THUMB = 128
 """Longer side of a thumbnail."""
@@ -50,7 +50,12 @@ class Node:
     """The reflection that it was drawn from, or what the judge said of it, in short lines."""
     told: bool
     """Whether the text is a reflection."""
-    chosen: bool
+    role: str = ""
+    """'best' or 'chosen' for the run's answer, else empty."""
+
+    @property
+    def chosen(self) -> bool:
+        return bool(self.role)
 
     @property
     def score_text(self) -> str:
@@ -60,7 +65,7 @@ class Node:
     @property
     def label(self) -> str:
         """Below its right corner. An accepted answer is marked as such already."""
-        return f"best, {self.candidate.id}" if self.chosen and not self.candidate.accepted else f"{self.candidate.id}"
+        return f"{self.role}, {self.candidate.id}" if self.chosen and not self.candidate.accepted else f"{self.candidate.id}"
 
     @property
     def thick(self) -> int:
@@ -96,8 +101,12 @@ def font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def lay_out(run: Run, chosen: int | None = None) -> Layout:
-    """The tree of a run, with the way to the candidate `chosen` marked."""
+def lay_out(run: Run, chosen: int | None = None, first_round: int = 0) -> Layout:
+    """The tree of a run, with the way to the candidate `chosen` marked.
+
+    `first_round` is the number of the first round: 0 where the pictures from noise are not counted, as on the
+    command line, 1 where they are, as in a graph of nodes.
+    """
     thumb = _thumb_size(run)
     places = _grid(run.candidates) if not _is_tree(run) else _columns(run)
     texts = {c.id: _text(run, c) for c in run.candidates}
@@ -112,12 +121,13 @@ def lay_out(run: Run, chosen: int | None = None) -> Layout:
         tops.append(tops[-1] + thumb[1] + SCORE_HEIGHT + lines * LINE_HEIGHT + GUTTER + 8)
     pitch = max(thumb[0], TEXT_WIDTH - TEXT_SPILL) + LANE
     at = {id: (MARGIN + column * pitch, tops[row]) for id, (column, row) in places.items()}
-    nodes = tuple(Node(c, *at[c.id], texts[c.id][0], texts[c.id][1], c.id == chosen) for c in run.candidates)
+    nodes = tuple(Node(c, *at[c.id], texts[c.id][0], texts[c.id][1], role(run, c) if c.id == chosen else "")
+                  for c in run.candidates)
     links = tuple(Link(c.parent, c.id, _route(places[c.parent], places[c.id], at[c.parent], at[c.id], thumb),
                        c.id in line and c.parent in line)
                   for c in run.candidates if c.parent is not None)
     return Layout(2 * MARGIN + columns * pitch - LANE + 12, tops[-1], thumb, nodes,
-                  tuple(sorted(links, key=lambda link: link.chosen)), _headings(run, places, at))
+                  tuple(sorted(links, key=lambda link: link.chosen)), _headings(run, places, at, first_round))
 
 
 def _thumb_size(run: Run) -> tuple[int, int]:
@@ -174,7 +184,7 @@ def _route(parent: tuple[int, int], child: tuple[int, int], start: tuple[float, 
 
 
 def _headings(run: Run, places: dict[int, tuple[int, int]],
-              at: dict[int, tuple[float, float]]) -> tuple[tuple[float, str], ...]:
+              at: dict[int, tuple[float, float]], first_round: int) -> tuple[tuple[float, str], ...]:
     if not run.candidates:
         return ()
     if not _is_tree(run):
@@ -182,7 +192,8 @@ def _headings(run: Run, places: dict[int, tuple[int, int]],
     first: dict[int, float] = {}
     for c in run.candidates:
         first[c.round] = min(first.get(c.round, math.inf), at[c.id][0])
-    return tuple((x, "from noise" if round == 0 else f"round {round}") for round, x in sorted(first.items()))
+    return tuple((x, "from noise" if round + first_round == 0 else f"round {round + first_round}")
+                 for round, x in sorted(first.items()))
 
 
 def _text(run: Run, candidate: Candidate) -> tuple[tuple[str, ...], bool]:

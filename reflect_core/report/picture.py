@@ -19,14 +19,15 @@ TITLE_SIZE, LEAST_WIDTH = 22, 560
 
 
 def tree_picture(run: Run, *, header: Header | None = None, chosen: Candidate | None = None,
-                 scale: int | None = None) -> Image.Image:
+                 scale: int | None = None, first_round: int = 0) -> Image.Image:
     """The tree as an RGB picture.
 
     `header` adds model and policy to the caption, `chosen` is the policy's answer (None: the run's best).
-    `scale` 2 is for sharp text on fine screens; None chooses 2, or 1 for very large trees.
+    `scale` 2 is for sharp text on fine screens; None chooses 2, or 1 for very large trees. `first_round` is the
+    number of the first round, see `lay_out`.
     """
     chosen = chosen or run.best()
-    layout = lay_out(run, None if chosen is None else chosen.id)
+    layout = lay_out(run, None if chosen is None else chosen.id, first_round)
     width = max(layout.width, LEAST_WIDTH)
     title = wrap(run.prompt, most=3, width=width - 2 * MARGIN, size=TITLE_SIZE)
     under = [line for text in (outcome(run, chosen), f"{spent(run)}; {setting(run, header)}")

@@ -14,6 +14,12 @@ def readable(text: str) -> str:
     return "".join(" " if c.isspace() else "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
+def role(run: Run, chosen: Candidate) -> str:
+    """'best', or 'chosen' where a policy or a user preferred another one to the best."""
+    best = run.best()
+    return "best" if best is None or best.id == chosen.id else "chosen"
+
+
 def outcome(run: Run, chosen: Candidate | None) -> str:
     """How the run ended, or that it has not yet, in a sentence."""
     if chosen is None:
@@ -21,9 +27,10 @@ def outcome(run: Run, chosen: Candidate | None) -> str:
     said = f"candidate {chosen.id} with a score of {chosen.score:.2f}"
     if chosen.accepted:
         return f"accepted: {said}"
+    who = {"best": "the best", "chosen": "the chosen one"}[role(run, chosen)]
     if run.stopped is None:
-        return f"not finished; the best so far is {said}"
-    return f"not accepted; the best is {said} ({run.stopped.reason})"
+        return f"not finished; {who} so far is {said}"
+    return f"not accepted; {who} is {said} ({run.stopped.reason})"
 
 
 def spent(run: Run) -> str:

@@ -38,7 +38,7 @@ const resultLinks = (from) => [
 
 // A loop wired from the nodes. reflect, refine: whether those two are in it.
 function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
-                               reflect = true, refine = false, words = "", say = "replace", drawing = {} } = {}) {
+                               reflect = true, refine = false, words = "", say = "replace", keep = "best", drawing = {} } = {}) {
   const speakers = {
     verifier: { type: "ReflectVerifier", height: 260 },
     ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, height: 260 } } : {}),
@@ -77,14 +77,14 @@ function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, fi
       { width: 320, nodes: speakers },
       {
         width: 320,
-        nodes: { controller: { type: "ReflectLoopController", widgets: { rounds, budget }, height: 320 } },
+        nodes: { controller: { type: "ReflectLoopController", widgets: { rounds, budget, keep }, height: 320 } },
       },
       ...results(title),
     ],
     links: [...links, ...resultLinks("controller")],
     groups: [
       { title: "What to draw, and who", around: ["note", "model", "judge", "prompt"], colour: GROUPS.sources },
-      { title: "The loop: done again until the judge accepts", around: body, colour: GROUPS.loop },
+      { title: `The loop: done again ${kind === "none" ? "in every round" : "until the judge accepts"}`, around: body, colour: GROUPS.loop },
       { title: "What came out", around: ["save", "report", "tree"], colour: GROUPS.result },
     ],
   };
@@ -101,54 +101,58 @@ Change **rounds** or **threshold** on the Loop Controller: rounds that were draw
 
   reflectionflow: loop("reflectionflow", note(`## ReflectionFlow (arXiv 2504.16080)
 
-FLUX.1-dev with the reflection-tuned corrector, in the published search's numbers: 32 pictures from noise, then 16 rounds
-that correct the best two, at 28 steps and guidance 3.5. It stops at the first accepted picture. The published script
-goes on to the end, rewrites prompts and has some quirks; *official* in the all-in-one node has them all.
+FLUX.1-dev with the reflection-tuned corrector, in the shape of the published search: 32 pictures from noise, then 16
+rounds of two corrections, 28 steps, guidance 3.5. What differs from the published script: 28 steps also for the first 32
+(there 30); it stops at the first accepted picture; a correction that is worse than its parent is dropped; a picture from
+noise may be the answer; prompts are not rewritten. *official* in the all-in-one node has all of it as published, but
+needs a judge that rewrites prompts.
 
 **Needs** \`models/diffusers/FLUX.1-dev\` and \`models/loras/FLUX-Corrector\`; Load Reflective DiT says what is missing.
 With the model *shapes-flux* and the judge *shapes* the same workflow runs without a download.
 
-With the judge *none* nobody judges: write in the Reflector what is to change.`, 500),
-    { model: "flux-corrector", kind: "none", prompt: "two red circles left of a blue star", candidates: 2, first: 32,
-      rounds: 17, budget: 64 }),
+**First** write in the **Reflector** what is to change. The judge *none* scores nothing: the two pictures that are
+corrected are the first two, and all rounds are drawn. Without words nothing is corrected: all 64 pictures come from
+noise.`, 660),
+    { model: "flux-corrector", kind: "none", candidates: 2, first: 32, rounds: 17, budget: 64, keep: "last" }),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 
-The paper's setup: one picture at a time, up to 20 of them, each drawn with the ones before and the feedback on them in
-view.
+The paper's setup: SANA 1.6B with its own 1024 pixels, 20 steps and guidance 4.5; one picture at a time, up to N = 20, each drawn with
+up to K = 3 earlier pictures and the feedback on them in view. The answer is the first accepted picture, else the last.
 
-**Needs** the model *reflect-dit*; Load Reflective DiT says what is missing. With the model *shapes-flux* and the judge
-*shapes* the same workflow runs without a download; that model sees the last picture only.`, 340),
-    { model: "reflect-dit", kind: "none", prompt: "two red circles left of a blue star", candidates: 1, rounds: 20,
-      budget: 20 }),
+The model *reflect-dit* **cannot be loaded yet**: it comes with a later version. Choose the model *shapes-flux* and the
+judge *shapes* to run the same loop; that model sees only the picture that it corrects.`, 400),
+    { model: "reflect-dit", kind: "none", candidates: 1, rounds: 20, budget: 20, keep: "last" }),
 
   best_of_n: loop("best_of_n", note(`## Best of n
 
-What reflection is compared with: fresh pictures from noise, four a round, until the judge accepts one or twenty are
+Press **Run**. What reflection is compared with: fresh pictures from noise, four a round, until the judge accepts one or twenty are
 drawn. Nobody reflects, so nothing is wired to *next run*.`, 260),
     { candidates: 4, rounds: 5, budget: 20, reflect: false }),
 
   noise_prompt_scaling: loop("noise_prompt_scaling", note(`## Noise and prompt scaling
 
-Fresh pictures from noise in every round, each from a prompt that was rewritten after the last picture. No picture is
-handed on.`, 240),
+Press **Run**. Two fresh pictures are drawn from noise in every round; from the second round on, each from a prompt that
+was rewritten after the picture before it. No picture is corrected. It ends when the judge accepts one or twenty are
+drawn.`, 300),
     { candidates: 2, rounds: 10, budget: 20, reflect: false, refine: true }),
 
   human_in_the_loop: loop("human_in_the_loop", note(`## You say what is wrong
 
 1. Press **Run**: one picture is drawn.
-2. Write in the **Reflector** what should change, such as *add a red circle*, on the first line.
+2. Look at it. In the **Reflector**, put what should change in the place of *add a red circle*.
 3. Set **rounds** on the Loop Controller to 2 and press **Run**: the picture is corrected.
-4. For the next round write a second line, and so on.
+4. For each further round write one more line and set **rounds** one higher. A round without a line draws a fresh
+   picture.
 
 Lines that are there already are told again, so the rounds before come out the same.`, 380),
-    { candidates: 1, rounds: 1, kind: "none", words: "add a red circle", say: "line by line" }),
+    { candidates: 1, rounds: 1, kind: "none", words: "add a red circle", say: "line by line", keep: "last" }),
 
   all_in_one: {
     columns: [
       sources(note(`## The whole search in one node
 
-The same search as *reflect run* on the command line: pictures from noise, then corrections of the best. Choose another
+Press **Run**. The same search as *reflect run* on the command line: pictures from noise, then corrections of the best. Choose another
 **policy** to compare; each stops at the first picture that the judge accepts, all but *official*.`, 280)),
       { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 }, height: 680 } } },
       {
