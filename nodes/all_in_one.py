@@ -8,13 +8,14 @@ from ..reflect_core import search
 from ..reflect_core.judges import find_judge
 from ..reflect_core.search import POLICIES, relay
 from ..reflect_core.search.reflection_flow import OFFICIAL_OPTIONS
+from ..reflect_core.search.registry import OFFICIAL, policy_for
 from ..reflect_core.types import UserError
+from .expansion import own_part
 from .loop import result_outputs, results
 from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Judge, Model, drawing, schema, seed, text
 
 NAME = "Reflection Loop (all in one)"
-OFFICIAL = "official"
 
 
 class ReflectLoop(io.ComfyNode):
@@ -36,24 +37,16 @@ class ReflectLoop(io.ComfyNode):
             request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             find_judge(judge.kind).check(request)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
-            generator = reflect_model.generator
             if policy == OFFICIAL:
-                generator = generator.with_options(**OFFICIAL_OPTIONS)
-            stepper = search.start(request, find_policy(policy, budget), generator, judge.actors.verifier,
+                reflect_model = reflect_model.with_options(**OFFICIAL_OPTIONS)
+            stepper = search.start(request, policy_for(policy, budget), reflect_model.generator, judge.actors.verifier,
                                    judge.actors.reflector, judge.actors.refiner, on_event=progress,
                                    budget=None if policy == OFFICIAL else search.Budget(budget))
             run, chosen = stepper.run(), stepper.best
             if chosen is None:
                 raise UserError("the budget was spent before a picture was judged; try a larger one")
-            so_far = relay.RunSoFar(run, 1, reflect_model.name, reflect_model.fingerprint,
+            branches = getattr(stepper.policy, "branches", 1)
+            so_far = relay.RunSoFar(run, branches, reflect_model.name, reflect_model.fingerprint,
                                     {**reflect_model.settings, "judge": judge.kind}, stepper.policy, chosen.id)
-            return results(so_far, chosen.accepted, cls.hidden.extra_pnginfo)
+            return results(so_far, chosen.accepted, own_part(node), cls.hidden.extra_pnginfo)
 
-
-def find_policy(name: str, budget: int) -> search.Policy:
-    """UserError for a policy that there is not."""
-    if name == OFFICIAL:
-        return search.ReflectionFlow.official()
-    if name not in POLICIES:
-        raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
-    return POLICIES[name].for_budget(budget)

@@ -27,17 +27,20 @@ def sources(node: Mapping[str, Any]) -> list[str]:
     return [value[0] for value in node["inputs"].values() if is_link(value)]
 
 
-def find_body(graph: Graph, start: str, end: str, is_output: Callable[[str], bool]) -> set[str]:
+def above_of(graph: Graph, id: str) -> set[str]:
+    """A node and all that it needs, as far as `graph` goes."""
+    return _reach(id, lambda id: [s for s in sources(graph[id]) if s in graph])
+
+
+def find_body(graph: Graph, start: str, end: str, is_leaf: Callable[[str], bool]) -> set[str]:
     """Ids of a loop's nodes, `start` and `end` with them. `graph` holds the nodes of the loop's own level."""
     users: dict[str, list[str]] = {}
     for id, node in graph.items():
         for source in sources(node):
             users.setdefault(source, []).append(id)
     down = _reach(start, lambda id: [] if id == end else users.get(id, []))
-    leaves = [id for id in down if id not in (start, end) and is_output(id)]
-    up: set[str] = set()
-    for id in (end, *leaves):
-        up |= _reach(id, lambda id: [s for s in sources(graph[id]) if s in graph])
+    leaves = [id for id in down if id not in (start, end) and is_leaf(id)]
+    up = set().union(*(above_of(graph, id) for id in (end, *leaves)))
     return (down & up) | {start, end}
 
 

@@ -12,7 +12,7 @@ def to_image(pictures: Sequence[Picture]):
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.stack([np.asarray(p.convert("RGB")) for p in pictures])).float() / 255
+    return torch.from_numpy(np.stack([np.asarray(p.convert("RGB")) for p in pictures])).float().div_(255)
 
 
 def from_image(image) -> list[Picture]:

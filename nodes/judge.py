@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..reflect_core.judges import Actors, find_judge
-from ..reflect_core.report.words import readable
+from ..reflect_core.reflectors.spoken import SAY, SpokenReflector
+from ..reflect_core.report.words import verdict_lines
 from ..reflect_core.search import relay
-from ..reflect_core.types import Picture, UserError, Verdict
+from ..reflect_core.types import UserError, Verdict
 from .images import from_image
 from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Judge, Run, schema, text
 from .schema import Verdict as VerdictSocket
 
 KINDS = ("shapes", "none")
-SAY = ("replace", "add", "line by line")
-MOST_WORDS = 2000
-"""Characters of a reflection that somebody types."""
 
 
 class ReflectJudge:
@@ -72,7 +69,8 @@ class ReflectVerifier(io.ComfyNode):
             after = relay.judge(run_in, judge.actors.verifier, _progress(cls))
             after = replace(after, settings={**after.settings, "judge": judge.kind})
             best = after.run.best()
-            return io.NodeOutput(after, best.score, after.run.accepted is not None, report(best.verdict), best.verdict)
+            return io.NodeOutput(after, best.score, after.run.accepted is not None, verdict_lines(best.verdict),
+                                 best.verdict)
 
 
 class ReflectReflector(io.ComfyNode):
@@ -91,14 +89,7 @@ class ReflectReflector(io.ComfyNode):
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None, image=None,
                 verdict: Verdict | None = None, words: str = "", say: str = "replace") -> io.NodeOutput:
         with speaking_as("Reflector", _round(run_in)):
-            if say not in SAY:
-                raise UserError(f"say is {say!r}; expected one of {', '.join(SAY)}")
-            words = words or ""
-            if say == "line by line":
-                lines = words.splitlines()
-                number = run_in.run.rounds - 1 if run_in is not None else 0
-                words, say = lines[number] if number < len(lines) else "", "replace"
-            reflector = Speaking(judge.actors.reflector, words, say)
+            reflector = SpokenReflector(judge.actors.reflector, words or "", say, run_in.run.rounds if run_in else 1)
             if run_in is not None:
                 if image is not None or verdict is not None:
                     raise UserError("got a run and an image or verdict too; expected either the run or those two")
@@ -129,40 +120,12 @@ class ReflectRefiner(io.ComfyNode):
         with speaking_as("Prompt Refiner", _round(run_in)):
             if judge.actors.refiner is None:
                 raise UserError(f"the judge {judge.kind!r} rewrites no prompts; try to leave the Prompt Refiner out")
+            relay.expect_run(run_in)
             _expect_prompt(run_in, prompt)
             after = relay.refine(run_in, judge.actors.refiner, _progress(cls))
             run = after.run
             said = [run.refinement(c.id, run.rounds) for c in run.candidates]
             return io.NodeOutput(after, "\n".join(text for text in said if text) or prompt)
-
-
-class Speaking:
-    """A reflector whose words a person replaces or adds to."""
-
-    def __init__(self, inner: Any, words: str, say: str) -> None:
-        self.inner, self.say = inner, say
-        self.words = " ".join(readable(words).split())
-        if len(self.words) > MOST_WORDS:
-            raise UserError(f"the words are {len(self.words)} characters long; expected {MOST_WORDS} at most")
-
-    def reflect(self, prompt: str, pictures: list[Picture], verdicts: list[Verdict]) -> list[str]:
-        if self.words and self.say == "replace":
-            return [self.words] * len(pictures)
-        told = self.inner.reflect(prompt, pictures, verdicts)
-        return [", ".join(text for text in (one, self.words) if text) for one in told]
-
-
-def report(verdict: Verdict) -> str:
-    """A verdict in lines: the outcome, then each check."""
-    lines = [f"score {verdict.score:.2f}, {'accepted' if verdict.accepted else 'not accepted'}"]
-    lines += [verdict.reason] if verdict.reason else []
-    lines += [f"[{'x' if check.passed else ' '}] {check.kind} {check.target}{': ' + check.note if check.note else ''}"
-              for check in verdict.checks]
-    return readable_lines(lines)
-
-
-def readable_lines(lines: list[str]) -> str:
-    return "\n".join(readable(line) for line in lines)
 
 
 def _round(so_far: relay.RunSoFar | None) -> int | None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..reflect_core.report.words import verdict_lines
 from ..reflect_core.search import keep as records
 from ..reflect_core.search import relay
 from ..reflect_core.search.decision import KEEP, decide, finish
 from ..reflect_core.types import UserError
-from .expansion import find_body, is_link, next_round, root_and_round
+from .expansion import above_of, find_body, is_link, next_round, own_part, root_and_round
 from .images import to_image
-from .judge import report
 from .progress import NodeProgress, speaking_as
 from .schema import ITSELF, Flow, Run, raw, schema
 
@@ -62,22 +62,30 @@ class ReflectLoopController(io.ComfyNode):
             if len(values) != 1:
                 raise UserError(f"{NAME}: the loop carries one {name}; got a list of {len(values)}; try to queue each "
                                 "by itself, or several candidates a round")
+        if not 1 <= rounds[0] <= MOST_ROUNDS:
+            raise UserError(f"{NAME}: got {rounds[0]} rounds; expected 1 to {MOST_ROUNDS}; try several candidates a "
+                            "round")
         so_far: relay.RunSoFar = run_in[0]
-        with speaking_as(NAME, so_far.run.rounds - 1):
+        with speaking_as(NAME, so_far.run.rounds - 1 if so_far else None):
+            relay.expect_run(so_far)
             root, copied = root_and_round(node, prompts.get_parent_node_id(node))
             graph, start = _level(prompts, node), _start_of(prompts, flow[0])
-            body = find_body(graph, start, node, lambda id: _is_output(graph[id]["class_type"]))
+            body = find_body(graph, start, node, lambda id: _is_leaf(graph, id))
+            before = so_far.run.rounds - copied - 1
             source = graph[node]["inputs"]["run_in"]
-            if not (is_link(source) and source[0] in body - {node}):
+            if before < 0 or not (is_link(source) and source[0] in body - {node}):
                 raise UserError(f"the run does not come from {START}, so that every round would be the same; expected "
                                 "its 'run' to go to 'run so far' of Reflect-Sample, and from there to here")
-            before = so_far.run.rounds - copied - 1
+            onward = graph[node]["inputs"].get("next_run", source)
+            if not (is_link(onward) and onward[0] in body - {start, node}):
+                raise UserError("'next run' does not come from this round, so that every round would be the same; "
+                                "expected the run of a Reflector or Prompt Refiner behind the Verifier, or nothing")
             decision = decide(so_far, threshold[0], before + rounds[0], budget[0], keep[0])
             progress = NodeProgress(node, prompts.get_display_node_id(node), before + rounds[0])
             progress.say(f"round {copied + 1}/{rounds[0]}, score {so_far.run.best().score:.2f}")
             if decision.stop:
-                return results(finish(so_far, decision), decision.kind == "accepted", cls.hidden.extra_pnginfo)
-            onward = graph[node]["inputs"].get("next_run", source)
+                return results(finish(so_far, decision), decision.kind == "accepted", own_part(root),
+                               cls.hidden.extra_pnginfo)
             return _expand(prompts, graph, body, start, node, f"{root}~{copied + 1}.", onward)
 
 
@@ -87,15 +95,15 @@ def result_outputs() -> list:
             io.Int.Output("rounds_used"), io.String.Output("report")]
 
 
-def results(so_far: relay.RunSoFar, accepted: bool, pnginfo: Any = None) -> io.NodeOutput:
+def results(so_far: relay.RunSoFar, accepted: bool, node: str, pnginfo: Any = None) -> io.NodeOutput:
     """The values of `result_outputs`, of a run that has ended. `pnginfo`: what is saved with pictures; the run in
-    short goes in there."""
+    short goes in there, under the id of the user's `node`."""
     run, chosen = so_far.run, so_far.run.candidate(so_far.chosen)
     if isinstance(pnginfo, dict):
-        pnginfo["reflect_run"] = records.compact(so_far)
+        pnginfo.setdefault("reflect_run", {})[node] = records.compact(so_far)
     pictures = [run.picture(c.id) for c in run.candidates]
     size = pictures[chosen.id].size
-    told = f"{run.stopped.reason}\n{report(chosen.verdict)}"
+    told = f"{run.stopped.reason}\n{verdict_lines(chosen.verdict)}"
     return io.NodeOutput(to_image([pictures[chosen.id]]), to_image([p for p in pictures if p.size == size]), so_far,
                          accepted, run.rounds, told)
 
@@ -113,12 +121,22 @@ def _start_of(prompts: Any, flow: Any) -> str:
     return flow[0]
 
 
-def _is_output(class_type: str) -> bool:
+def _is_leaf(graph: dict[str, Any], id: str) -> bool:
+    """Whether a node is an output node that ComfyUI runs: it leaves out one that lacks an input, or stands on such a
+    one."""
+    return (getattr(_class(graph[id]), "OUTPUT_NODE", False)
+            and all(_is_complete(graph[above]) for above in above_of(graph, id)))
+
+
+def _is_complete(node: dict[str, Any]) -> bool:
+    return set(_class(node).INPUT_TYPES().get("required", {})) <= set(node["inputs"])
+
+
+def _class(node: dict[str, Any]) -> Any:
     import sys
 
     # ComfyUI's own module of that name, not ours.
-    mapped = sys.modules["nodes"].NODE_CLASS_MAPPINGS.get(class_type)
-    return bool(getattr(mapped, "OUTPUT_NODE", False))
+    return sys.modules["nodes"].NODE_CLASS_MAPPINGS[node["class_type"]]
 
 
 def _expand(prompts: Any, graph: dict[str, Any], body: set[str], start: str, node: str, prefix: str,

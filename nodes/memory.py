@@ -4,11 +4,10 @@ ComfyUI then evicts the text encoders while the transformer draws, and the trans
 looks. `keep` says how a part is loaded: 'whole' forces a full load, because a partial one silently
 leaves tensors of foreign modules behind; 'streamed' gives the layers ComfyUI's own casting classes,
 so that a part may stay partly in main memory and is moved layer by layer while it computes.
+Where ComfyUI leaves all weights in main memory (--novram), nothing can be loaded whole.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import comfy.model_management as manager
 import comfy.ops
@@ -16,12 +15,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-KEEP = ("whole", "streamed")
-ACTIVATIONS = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20, "vae": 2 << 30, "transformer": 2 << 30}
-"""Bytes to keep free while a part computes, for large models; small ones take no more than they weigh."""
+TEXT_ROOM = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20}
+"""Bytes to keep free while a published text encoder computes; a small one needs no more than it weighs."""
+PIXEL_ROOM = {"vae": 2178, "transformer": 460}
+"""Bytes to keep free for each pixel and each byte of a number, as ComfyUI reckons for FLUX (comfy/sd.py; its
+memory_usage_factor of 2.8)."""
+# No embeddings: ComfyUI's class wants an attribute that only its own constructor sets.
 _CASTING = {nn.Linear: comfy.ops.manual_cast.Linear, nn.Conv2d: comfy.ops.manual_cast.Conv2d,
-            nn.LayerNorm: comfy.ops.manual_cast.LayerNorm, nn.GroupNorm: comfy.ops.manual_cast.GroupNorm,
-            nn.Embedding: comfy.ops.manual_cast.Embedding}
+            nn.LayerNorm: comfy.ops.manual_cast.LayerNorm, nn.GroupNorm: comfy.ops.manual_cast.GroupNorm}
 
 
 class _Holder(nn.Module):
@@ -37,6 +38,8 @@ class Parts:
     """The parts of one model, each loaded when it is asked for."""
 
     def __init__(self, parts: dict[str, list[nn.Module]], keep: str = "whole") -> None:
+        if manager.vram_state == manager.VRAMState.NO_VRAM:
+            keep = "streamed"
         self.keep = keep
         self.patchers: dict[str, ModelPatcher] = {}
         for name, modules in parts.items():
@@ -46,10 +49,14 @@ class Parts:
             load, offload = _devices(name)
             self.patchers[name] = ModelPatcher(_Holder(modules).to(offload), load, offload)
 
-    def place(self, name: str) -> torch.device:
-        """Load a part, also when another node has had it evicted, and say where it computes."""
+    def place(self, name: str, pixels: int = 0) -> torch.device:
+        """Load a part, also when another node has had it evicted, with room for `pixels` at once, and say where it
+        computes. Raises ComfyUI's own exception if somebody pressed Cancel."""
+        manager.throw_exception_if_processing_interrupted()
         patcher = self.patchers[name]
-        room = min(ACTIVATIONS[name], 4 * patcher.model_size())
+        number = next(patcher.model.parameters()).element_size()
+        room = (min(TEXT_ROOM[name], patcher.model_size()) if name in TEXT_ROOM else
+                pixels * number * PIXEL_ROOM[name])
         manager.load_models_gpu([patcher], memory_required=room, force_full_load=self.keep == "whole")
         if self.keep == "streamed":
             _move_the_rest(patcher.model, patcher.load_device)
@@ -91,8 +98,3 @@ def best_dtype(asked: str, parameters: int) -> str:
     if manager.should_use_bf16(device, model_params=parameters):
         return "bfloat16"
     return "float16" if manager.should_use_fp16(device, model_params=parameters) else "float32"
-
-
-def check_interrupted(*_: Any) -> None:
-    """Raise ComfyUI's own exception if somebody pressed Cancel."""
-    manager.throw_exception_if_processing_interrupted()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from ..reflect_core.presets.choice import DTYPES, ModelChoice
 from ..reflect_core.presets.load import is_known_family, preset_names
 from ..reflect_core.presets.published import find_published, how_to_get, published_names
 from ..reflect_core.types import Request, UserError
+from .progress import speaking_as
 from .schema import Model, rare, schema
 
-OWN_LORA = "the model's own"
+OWN = "the model's own"
+KEEP = ("whole", "streamed")
+"""See `memory.py`."""
+TEXT_JOINS = ("train", "search")
+"""See `CorrectorOptions.text_join`."""
 KINDS = ("diffusers", "reflect")
 """Folders below ComfyUI's `models` in which a folder with a model_index.json is offered."""
 
@@ -38,9 +44,9 @@ class ReflectModel:
         if self.generator.lora is not None:
             held["transformer"].append(self.generator.lora)
         self.parts = Parts(held, keep)
-        self.generator.place = self.parts.place
+        self.generator.places.manager = self.parts.place
         choice.device = str(self.patcher.load_device)
-        self.fingerprint, self.settings = choice.fingerprint(), {"model": choice.settings()}
+        self._describe()
 
     @property
     def patcher(self):
@@ -56,6 +62,18 @@ class ReflectModel:
         values = {name: self.generator.defaults[name] if value is None else value for name, value in said.items()}
         return Request(prompt, seed, **values)
 
+    def with_options(self, **options: Any) -> ReflectModel:
+        """The same model and its weights with other options, see `FluxCorrector.with_options`."""
+        other = copy.copy(self)
+        other.choice = copy.copy(self.choice)
+        other.choice.options = {**self.choice.options, **options}
+        other.generator = self.generator.with_options(**options)
+        other._describe()
+        return other
+
+    def _describe(self) -> None:
+        self.fingerprint, self.settings = self.choice.fingerprint(), {"model": self.choice.settings()}
+
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
@@ -66,14 +84,15 @@ class ReflectLoadModel(io.ComfyNode):
         return schema(
             "ReflectLoadModel", "models",
             [io.Combo.Input("model", options=_offered(), default=preset_names()[0]),
-             rare(io.Combo, "lora", options=[OWN_LORA, *folder_paths.get_filename_list("loras")], default=OWN_LORA),
+             rare(io.Combo, "lora", options=[OWN, *folder_paths.get_filename_list("loras")], default=OWN),
              rare(io.Combo, "dtype", options=list(DTYPES), default="auto"),
-             rare(io.Combo, "offload", options=["whole", "streamed"], default="whole")],
+             rare(io.Combo, "offload", options=list(KEEP), default=KEEP[0]),
+             rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN, optional=True)],
             [Model.Output("reflect_model")],
             search_aliases=["reflectionflow", "reflect-dit", "flux corrector"])
 
     @classmethod
-    def fingerprint_inputs(cls, model: str = "", lora: str = OWN_LORA, **_: Any) -> str:
+    def fingerprint_inputs(cls, model: str = "", lora: str = OWN, **_: Any) -> str:
         """Loaded anew when a file has changed."""
         try:
             choice = find_choice(model, lora, "auto")
@@ -85,40 +104,44 @@ class ReflectLoadModel(io.ComfyNode):
         return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
 
     @classmethod
-    def execute(cls, model: str, lora: str, dtype: str, offload: str) -> io.NodeOutput:
-        key = (model, lora, dtype, offload, cls.fingerprint_inputs(model, lora))
+    def execute(cls, model: str, lora: str, dtype: str, offload: str, text_join: str = OWN) -> io.NodeOutput:
+        key = (model, lora, dtype, offload, text_join, cls.fingerprint_inputs(model, lora))
         loaded = _loaded.get(key)
         if loaded is None:
-            if offload not in ("whole", "streamed"):
-                raise UserError(f"offload is {offload!r}; expected 'whole' or 'streamed'")
-            loaded = _loaded[key] = ReflectModel(find_choice(model, lora, dtype), offload)
+            with speaking_as("Load Reflective DiT"):
+                if offload not in KEEP:
+                    raise UserError(f"offload is {offload!r}; expected one of {', '.join(KEEP)}")
+                loaded = _loaded[key] = ReflectModel(find_choice(model, lora, dtype, text_join), offload)
         return io.NodeOutput(loaded)
 
 
-def find_choice(model: str, lora: str, dtype: str) -> ModelChoice:
+def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN) -> ModelChoice:
     """The model that the widgets name. UserError, saying where to put it, for one that is not there."""
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if text_join not in (OWN, *TEXT_JOINS):
+        raise UserError(f"text join is {text_join!r}; expected one of {', '.join((OWN, *TEXT_JOINS))}")
+    options = {} if text_join == OWN else {"text_join": text_join}
     lora_file = None
-    if lora != OWN_LORA:
+    if lora != OWN:
         lora_file = folder_paths.get_full_path("loras", lora)
         if lora_file is None:
             raise UserError(f"there is no LoRA {lora!r} in models/loras; expected one that the list shows; try to "
                             "reload the page after putting the file there")
     if model in preset_names():
-        return ModelChoice(model, lora_file, dtype=dtype)
+        return ModelChoice(model, lora_file, dtype=dtype, options=options)
     roots = [Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)]
     if model in published_names():
         loras = [Path(root) for root in folder_paths.get_folder_paths("loras")]
         found = find_published(model, [*roots, *loras], lora_file)
         if found is None:
             raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
-        return ModelChoice(*map(str, found), dtype=dtype)
+        return ModelChoice(*map(str, found), dtype=dtype, options=options)
     folder = _folders().get(model)
     if folder is None:
         raise UserError(f"there is no model {model!r}; expected one that the list shows: a bundled or published model, "
                         "or a folder with a model_index.json below models/diffusers or models/reflect")
-    return ModelChoice(str(folder), lora_file, dtype=dtype)
+    return ModelChoice(str(folder), lora_file, dtype=dtype, options=options)
 
 
 def _offered() -> list[str]:

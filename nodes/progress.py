@@ -14,6 +14,7 @@ import comfy.model_management as manager
 import comfy.utils
 from PIL import Image
 
+from ..reflect_core.report.words import readable
 from ..reflect_core.search.events import Event
 from ..reflect_core.types import UserError
 
@@ -29,14 +30,17 @@ class NodeProgress:
     def __init__(self, node: str, display: str | None = None, rounds: int | None = None) -> None:
         self.display, self.rounds = display or node, rounds
         self.bar = comfy.utils.ProgressBar(1, node_id=node)
-        self._shown = 0.0
+        self._shown, self._best = 0.0, 0.0
 
     def __call__(self, event: Event) -> None:
         manager.throw_exception_if_processing_interrupted()
         if event.kind == "step":
             self._step(event)
         elif event.kind == "judged":
-            self.say(f"{self._round(event.round)}, score {event.score:.2f}")
+            self._best = max(self._best, event.score)
+            self.say(f"{self._round(event.round)}, score {self._best:.2f}")
+        elif event.kind in ("reflected", "refined") and event.text:
+            self.say(f"{self._round(event.round - 1)}: {readable(event.text)}")
 
     def say(self, text: str) -> None:
         """A line below the node."""
@@ -70,19 +74,15 @@ def _enlarged(picture: Image.Image) -> Image.Image:
 @contextmanager
 def speaking_as(node: str, round: int | None = None) -> Iterator[None]:
     """Errors inside say which node and, in a loop, which round: the core blames the node that expands."""
+    where = node if round is None else f"round {round + 1}, {node}"
     try:
         yield
     except manager.InterruptProcessingException:
         raise
-    except manager.OOM_EXCEPTION:
-        raise
     except Exception as error:
-        if isinstance(error.__cause__, manager.OOM_EXCEPTION):
+        if isinstance(error, manager.OOM_EXCEPTION) or isinstance(error.__cause__, manager.OOM_EXCEPTION):
             # The core unloads everything when it sees its own kind of this error.
-            raise error.__cause__ from error
-        where = node if round is None else f"round {round + 1}, {node}"
-        if str(error).startswith("round "):
-            raise
+            raise manager.OOM_EXCEPTION(f"{where}: not enough memory on the card; try 'streamed' at offload of Load "
+                                        "Reflective DiT, fewer candidates, or a smaller size") from error
         kind = UserError if isinstance(error, UserError) else RuntimeError
-        said = str(error) or type(error).__name__
-        raise kind(f"{where}: {said}") from error
+        raise kind(f"{where}: {str(error) or type(error).__name__}") from error

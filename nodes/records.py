@@ -30,6 +30,7 @@ class ReflectShowRun(io.ComfyNode):
     @classmethod
     def execute(cls, run_in: relay.RunSoFar, save: bool, prefix: str) -> io.NodeOutput:
         with speaking_as("Show Run"):
+            relay.expect_run(run_in)
             chosen = None if run_in.chosen is None else run_in.run.candidate(run_in.chosen)
             picture = tree_picture(run_in.run, header=keep.header_of(run_in), chosen=chosen, first_round=1)
             image = to_image([picture])

@@ -1,5 +1,7 @@
 """What somebody who manages memory and shows progress needs of a FLUX corrector: parts asked for, previews, options."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +36,7 @@ def test_each_part_is_asked_for_before_it_is_used_and_the_transformer_once_a_bat
     fresh = FluxCorrector(**{name: part for name, part in corrector.parts.items()}, lora=corrector.lora,
                           tokenizer=corrector.texts.tokenizer, tokenizer_2=corrector.texts.tokenizer_2,
                           scheduler=type("S", (), {"config": corrector.schedule_config}), options=corrector.options)
-    fresh.place = lambda name: asked.append(name) or torch.device("cpu")
+    fresh.places.manager = lambda name, pixels: asked.append(name) or torch.device("cpu")
     after = fresh.draw([CORRECTED])
     assert asked == ["text_encoder", "text_encoder_2", "vae", "transformer", "vae"]
     assert after[0].picture.tobytes() == before[1].picture.tobytes()
@@ -88,3 +90,33 @@ def test_other_options_share_the_weights(corrector):
     assert mine.picture.tobytes() != theirs.picture.tobytes()
     with pytest.raises(UserError, match="cannot be changed once"):
         corrector.with_options(condition_size=64)
+
+
+def test_a_model_that_nobody_holds_is_freed_at_once(folder):
+    """Not when the garbage collector comes by: two of FLUX's size do not fit."""
+    model = FluxCorrector.from_folder(folder)
+    model.draw([CORRECTED])
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_no_preview_through_an_autoencoder_that_is_half_moved_away(corrector):
+    where = next(corrector.vae.decoder.parameters())
+    corrector.places.parts["vae"] = torch.nn.ModuleList([torch.nn.Linear(1, 1, device="meta"),
+                                                         torch.nn.Linear(1, 1, device=where.device)])
+    shown = []
+    corrector.draw([PLAIN], lambda at: shown.append(at.preview()))
+    assert shown == [[], [], []]
+
+
+def test_a_manager_is_told_how_many_pixels_a_part_works_on(corrector):
+    told = {}
+    corrector.places.manager = lambda name, pixels: told.update({name: pixels}) or "cpu"
+    corrector.draw([CORRECTED, replace(CORRECTED, seed=4)])
+    size = corrector.options.condition_size
+    assert told == {"text_encoder": 0, "text_encoder_2": 0, "vae": 32 * 32, "transformer": 2 * (32 * 32 + size**2)}

@@ -7,7 +7,8 @@ from fakes import REQUEST, SIZE, FakeGenerator, FakeRefiner, FakeReflector, Fake
 from PIL import Image
 
 from reflect_core.judges import find_judge
-from reflect_core.search import BestOfN, NoisePromptScaling, ReflectionFlow, keep, load, relay, replay, start
+from reflect_core.reflectors import SpokenReflector
+from reflect_core.search import BestOfN, Budget, NoisePromptScaling, ReflectionFlow, keep, load, relay, replay, start
 from reflect_core.search.decision import decide, finish
 from reflect_core.search.run import Run
 from reflect_core.types import UserError
@@ -227,3 +228,57 @@ def test_with_nobody_to_judge_nothing_is_accepted_and_only_a_person_speaks():
     assert {(c.score, c.accepted) for c in so_far.run.candidates} == {(0.0, False)}
     silent = relay.draw(relay.reflect(so_far, actors.reflector), REQUEST, 2, FakeGenerator())
     assert all(not c.request.context for c in silent.run.in_round(1)), "nothing was said, so these are fresh"
+
+
+def test_more_rounds_than_any_policy_counts_with_are_still_corrections():
+    so_far = rounds(70, n=1)[-1]
+    assert len(so_far.run.candidates) == 70
+    assert all(c.parent is not None and c.request.context for c in so_far.run.candidates[1:])
+
+
+def test_the_best_of_fresh_rounds_is_what_is_corrected():
+    """Fresh rounds first, reflected on only then: a round from noise is as good a parent as the first one."""
+    fresh = rounds(5, n=1, reflector=False)[-1]
+    best = fresh.run.best()
+    assert best.round > 0, "else the test shows nothing"
+    said = relay.reflect(fresh, FakeReflector())
+    (child,) = relay.draw(said, REQUEST, 1, FakeGenerator()).run.in_round(5)
+    assert child.parent == best.id
+
+
+def test_what_a_stopped_run_had_planned_is_not_drawn_later():
+    whole = start(REQUEST, ReflectionFlow(6, 2, 3), FakeGenerator(), FakeVerifier(2), FakeReflector(), chunk=2,
+                  budget=Budget(2)).run()
+    assert len(whole.candidates) == 2 and whole.stopped
+    said = relay.reflect(relay.RunSoFar(whole, 2), FakeReflector())
+    after = relay.draw(said, REQUEST, 2, FakeGenerator())
+    assert [c.round for c in after.run.candidates] == [0, 0, 1, 1] and all(c.parent in (0, 1) for c in
+                                                                          after.run.candidates[2:])
+
+
+def test_more_candidates_than_were_reflected_on_are_told_how_many_there_are():
+    said = relay.reflect(rounds(1, n=1)[0], FakeReflector())
+    with pytest.raises(UserError, match="try candidates 1"):
+        relay.draw(said, REQUEST, 3, FakeGenerator())
+
+
+def test_no_run_at_all():
+    with pytest.raises(UserError, match="there is no run yet"):
+        relay.expect_run(None)
+
+
+@pytest.mark.parametrize("say, round, expected", [
+    ("replace", 1, "one two"), ("add", 2, "more, one two"), ("line by line", 1, "one"), ("line by line", 2, "two"),
+    ("line by line", 3, "more")])
+def test_words_of_a_person(say, round, expected):
+    class Judge:
+        def reflect(self, prompt, pictures, verdicts):
+            return ["more"] * len(pictures)
+
+    assert SpokenReflector(Judge(), "one\ntwo", say, round).reflect("a star", [None], [None]) == [expected]
+
+
+@pytest.mark.parametrize("words, say, told", [("x" * 2001, "replace", "2001 characters"), ("x", "shout", "say is 'sh")])
+def test_words_that_cannot_be_told(words, say, told):
+    with pytest.raises(UserError, match=told):
+        SpokenReflector(None, words, say)

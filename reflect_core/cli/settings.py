@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..search import POLICIES, Budget, Policy, ReflectionFlow, policy_from_json
+from ..search import Budget, Policy, policy_from_json
 from ..search.record import LINES
+from ..search.registry import policy_for
 from ..types import Request, UserError
 from .help import PICTURES
 from .output import PAGE, TREE, resume_command
@@ -46,10 +47,7 @@ def make_budget(args: argparse.Namespace) -> Budget:
 
 def make_policy(name: str, pictures: int | None, settings: dict[str, Any]) -> Policy:
     """The policy for so many pictures (None: `official`, which has a number of its own)."""
-    if name == "official":
-        policy: Policy = ReflectionFlow.official()
-    else:
-        policy = POLICIES[name].for_budget(pictures)
+    policy = policy_for(name, pictures)
     return policy_from_json({**policy.to_json(), **settings}) if settings else policy
 
 

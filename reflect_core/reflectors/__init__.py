@@ -2,5 +2,6 @@
 
 from .shapes import ShapesReflector
 from .silent import SilentReflector
+from .spoken import SpokenReflector
 
-__all__ = ["ShapesReflector", "SilentReflector"]
+__all__ = ["ShapesReflector", "SilentReflector", "SpokenReflector"]

@@ -65,7 +65,8 @@ class Node:
     @property
     def label(self) -> str:
         """Below its right corner. An accepted answer is marked as such already."""
-        return f"{self.role}, {self.candidate.id}" if self.chosen and not self.candidate.accepted else f"{self.candidate.id}"
+        marked = self.chosen and not self.candidate.accepted
+        return f"{self.role}, {self.candidate.id}" if marked else f"{self.candidate.id}"
 
     @property
     def thick(self) -> int:

@@ -6,6 +6,7 @@ import unicodedata
 
 from ..search.header import Header
 from ..search.run import Candidate, Run
+from ..types import Verdict
 
 
 def readable(text: str) -> str:
@@ -31,6 +32,15 @@ def outcome(run: Run, chosen: Candidate | None) -> str:
     if run.stopped is None:
         return f"not finished; {who} so far is {said}"
     return f"not accepted; {who} is {said} ({run.stopped.reason})"
+
+
+def verdict_lines(verdict: Verdict) -> str:
+    """A verdict in lines: the outcome, the reason, then each check."""
+    lines = [f"score {verdict.score:.2f}, {'accepted' if verdict.accepted else 'not accepted'}"]
+    lines += [verdict.reason] if verdict.reason else []
+    lines += [f"[{'x' if check.passed else ' '}] {check.kind} {check.target}{': ' + check.note if check.note else ''}"
+              for check in verdict.checks]
+    return "\n".join(readable(line) for line in lines)
 
 
 def spent(run: Run) -> str:

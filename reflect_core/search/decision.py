@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..types import UserError
 from .entries import Stopped
-from .relay import MOST_ROUNDS, RunSoFar, expect_verdicts
+from .relay import RunSoFar, expect_verdicts
 from .run import Candidate
 
 
@@ -24,21 +24,21 @@ class Decision:
 KEEP = ("best", "last", "accepted")
 
 
-def decide(so_far: RunSoFar, threshold: float = 1.0, rounds: int = MOST_ROUNDS, pictures: int | None = None,
+def decide(so_far: RunSoFar, threshold: float = 1.0, rounds: int | None = None, pictures: int | None = None,
            keep: str = "best") -> Decision:
     """Whether the run goes on. UserError for a run without verdicts, or a setting out of range.
 
     Args:
         threshold: in [0, 1]; a score from which a picture is good enough, whatever the judge says of it. What
             the judge accepts is good in any case.
-        rounds: rounds to draw at most; pictures: pictures to draw at most, None for no limit.
+        rounds, pictures: how many to draw at most; None for no limit.
         keep: the answer: 'best' of all, 'best' of the 'last' round, or the first that is 'accepted', and the
             best where none is.
     """
     run = so_far.run
     if not 0.0 <= threshold <= 1.0:
         raise UserError(f"the threshold is {threshold!r}; expected a number from 0 to 1")
-    if rounds < 1 or (pictures is not None and pictures < 1):
+    if (rounds is not None and rounds < 1) or (pictures is not None and pictures < 1):
         raise UserError(f"got {rounds} rounds and a budget of {pictures} pictures; expected 1 or more of each")
     if keep not in KEEP:
         raise UserError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
@@ -51,13 +51,13 @@ def decide(so_far: RunSoFar, threshold: float = 1.0, rounds: int = MOST_ROUNDS, 
         reason = (f"the judge accepted candidate {best.id}" if best.accepted else
                   f"candidate {best.id} has a score of {best.score:.2f}, the threshold is {threshold:g}")
         return Decision(True, "accepted", reason, chosen)
-    if run.rounds >= rounds:
+    if rounds is not None and run.rounds >= rounds:
         drawn = "the round is drawn" if rounds == 1 else f"all {rounds} rounds are drawn"
         return Decision(True, "done", drawn, chosen)
     if pictures is not None and len(run.candidates) + so_far.candidates > pictures:
         return Decision(True, "budget", f"what is left of {pictures} pictures is not enough for another round of "
                                         f"{so_far.candidates}", chosen)
-    so_good = f"round {run.rounds} of {rounds} is drawn, the best score is {best.score:.2f}"
+    so_good = f"{run.rounds} of {rounds or 'any number of'} rounds are drawn, the best score is {best.score:.2f}"
     return Decision(False, "go on", so_good, chosen)
 
 

@@ -39,8 +39,8 @@ def save(so_far: RunSoFar, folder: str | os.PathLike) -> None:
 def load_run(folder: str | os.PathLike) -> RunSoFar:
     """The run on record in `folder`, to be looked at or gone on with. UserError as `search.load`."""
     header, run = load(folder)
-    last = run.in_round(run.rounds - 1)
-    return RunSoFar(run, max(1, len(last)), header.model, header.fingerprint, header.settings)
+    branches = header.policy.get("branches") or len(run.in_round(run.rounds - 1)) or 1
+    return RunSoFar(run, branches, header.model, header.fingerprint, header.settings)
 
 
 def compact(so_far: RunSoFar) -> dict[str, Any]:

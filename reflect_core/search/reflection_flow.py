@@ -198,7 +198,9 @@ class ReflectionFlow(Policy):
     def parents_of(self, run: Run, round: int) -> list[int | None]:
         """The parent of each branch in `round` (from 1 on); None: start the branch from noise."""
         if self.parents == "chain":
-            firsts = self._spread(run.ranked(run.in_round(0), latest=True))
+            # A graph may draw fresh rounds in between, whose pictures are no branch of these.
+            fresh = [c for c in run.candidates if c.round == 0 or c.branch >= self.branches]
+            firsts = self._spread(run.ranked(fresh, latest=True))
             return [self._incumbent(run, branch, first, round) for branch, first in enumerate(firsts)]
         among = run.candidates if self.parents == "best" else run.in_round(round - 1)
         return list(self._spread(run.ranked(among, latest=True)))

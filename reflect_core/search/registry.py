@@ -13,6 +13,18 @@ from .reflection_flow import ReflectionFlow
 
 POLICIES: dict[str, type[Policy]] = {p.name: p for p in (BestOfN, NoisePromptScaling, ReflectionFlow)}
 
+OFFICIAL = "official"
+"""The name of ReflectionFlow as published, which has a number of pictures of its own."""
+
+
+def policy_for(name: str, pictures: int | None) -> Policy:
+    """A policy for so many pictures. UserError for a name that there is not."""
+    if name == OFFICIAL:
+        return ReflectionFlow.official()
+    if name not in POLICIES:
+        raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
+    return POLICIES[name].for_budget(pictures)
+
 
 def policy_from_json(data: Any) -> Policy:
     """The policy of `{"name": ..., setting: value, ...}`; settings left out take their defaults.

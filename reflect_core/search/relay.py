@@ -21,16 +21,13 @@ from typing import Any
 
 from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verifier
 from .best_of_n import BestOfN
-from .entries import Drew, Plan, Planned, Stopped
+from .entries import Drew, Entry, Plan, Planned
 from .events import EventCallback
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
 from .reflection_flow import ReflectionFlow
 from .run import Run
 from .stepper import Stepper
-
-MOST_ROUNDS = 64
-"""Rounds that the policies here count with; when to stop is the caller's to say."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,10 +67,22 @@ def next_policy(so_far: RunSoFar) -> Policy:
     """Who draws the next round."""
     run, n = so_far.run, so_far.candidates
     if _said(run.reflection, run):
-        return ReflectionFlow(n, n, MOST_ROUNDS, refine=_said(run.refinement, run), early_stop=False)
+        return _corrections(so_far, refine=_said(run.refinement, run))
     if _said(run.refinement, run):
-        return NoisePromptScaling(n, MOST_ROUNDS, early_stop=False)
+        return _rewritten(so_far)
     return BestOfN(len(run.candidates) + n, early_stop=False)
+
+
+# One round more than there is: when to stop is the caller's to say.
+
+
+def _corrections(so_far: RunSoFar, refine: bool = False) -> ReflectionFlow:
+    n = so_far.candidates
+    return ReflectionFlow(n, n, so_far.run.rounds + 1, refine=refine, early_stop=False)
+
+
+def _rewritten(so_far: RunSoFar) -> NoisePromptScaling:
+    return NoisePromptScaling(so_far.candidates, so_far.run.rounds + 1, early_stop=False)
 
 
 def _said(look_up, run: Run) -> bool:
@@ -110,8 +119,8 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
     policy = BestOfN(run.chunk, early_stop=False) if so_far is None else next_policy(after)
     Stepper(run, policy, generator, None, on_event=on_event, whole=False).advance(Draw)
     if not run.unjudged:
-        raise UserError("only some of the pictures that the next round starts from were reflected on or refined; "
-                        "expected all or none; try the same number of candidates in every round")
+        raise UserError(f"{so_far.candidates} pictures were reflected on or refined for the next round, which is to "
+                        f"have {candidates} candidates; try candidates {so_far.candidates}")
     return after
 
 
@@ -135,8 +144,7 @@ def reflect(so_far: RunSoFar, reflector: Reflector, on_event: EventCallback | No
         raise UserError("the prompts of the next round were refined before it was said what is wrong with the pictures"
                         "; expected the other order; try the Reflector first, then the Prompt Refiner")
     after = replace(so_far, run=so_far.run.fork())
-    policy = ReflectionFlow(so_far.candidates, so_far.candidates, MOST_ROUNDS, early_stop=False)
-    Stepper(after.run, policy, None, None, reflector, on_event=on_event, whole=False).advance(Reflect)
+    Stepper(after.run, _corrections(after), None, None, reflector, on_event=on_event, whole=False).advance(Reflect)
     return after
 
 
@@ -146,12 +154,18 @@ def refine(so_far: RunSoFar, refiner: Refiner, on_event: EventCallback | None = 
     if so_far.run.accepted:
         return so_far
     expect_verdicts(so_far, "refined")
-    after, n = replace(so_far, run=so_far.run.fork()), so_far.candidates
+    after = replace(so_far, run=so_far.run.fork())
     reflected = _said(after.run.reflection, after.run)
-    policy = (ReflectionFlow(n, n, MOST_ROUNDS, refine=True, early_stop=False) if reflected else
-              NoisePromptScaling(n, MOST_ROUNDS, early_stop=False))
+    policy = _corrections(after, refine=True) if reflected else _rewritten(after)
     Stepper(after.run, policy, None, None, refiner=refiner, on_event=on_event, whole=False).advance(Refine)
     return after
+
+
+def expect_run(so_far: RunSoFar | None) -> None:
+    """UserError for no run at all: what a loop's start hands on before anything is drawn."""
+    if so_far is None:
+        raise UserError("there is no run yet; expected one with pictures; try to put Reflect-Sample and a Verifier "
+                        "before")
 
 
 def expect_verdicts(so_far: RunSoFar, what: str) -> None:
@@ -191,11 +205,12 @@ def with_pictures(so_far: RunSoFar, pictures: Sequence[Picture]) -> RunSoFar:
     if len(pictures) != len(waiting):
         raise UserError(f"got {len(pictures)} pictures for the {len(waiting)} of the run that wait for a verdict; "
                         "expected as many, in the same order")
-    twin, put = Run(run.request, run.chunk, run.pictures.fork()), iter(pictures)
-    for entry in run.entries:
-        if isinstance(entry, Drew) and entry.first >= waiting[0]:
-            ids = range(entry.first, entry.first + len(entry.sha256))
-            entry = replace(entry, sha256=tuple(twin.pictures.put(id, next(put).convert("RGB")) for id in ids))
-        if not isinstance(entry, Stopped):
-            twin.apply(entry)
-    return replace(so_far, run=twin)
+    held, put = run.pictures.fork(), iter(pictures)
+
+    def swapped(entry: Entry) -> Entry:
+        if not isinstance(entry, Drew) or entry.first < waiting[0]:
+            return entry
+        ids = range(entry.first, entry.first + len(entry.sha256))
+        return replace(entry, sha256=tuple(held.put(id, next(put).convert("RGB")) for id in ids))
+
+    return replace(so_far, run=run.fork([swapped(entry) for entry in run.entries], held))

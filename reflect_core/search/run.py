@@ -178,12 +178,17 @@ class Run:
 
     # The fold.
 
-    def fork(self) -> Run:
-        """A run of its own that is as this one is now, its pictures shared, and not stopped."""
-        twin = Run(self.request, self.chunk, self.pictures.fork())
-        for entry in self.entries:
+    def fork(self, entries: Iterable[Entry] | None = None, pictures: PictureStore | None = None) -> Run:
+        """A run of its own that is as this one is now, its pictures shared, and not stopped.
+
+        `entries` and `pictures`: others in place of this one's.
+        """
+        twin = Run(self.request, self.chunk, self.pictures.fork() if pictures is None else pictures)
+        for entry in self.entries if entries is None else entries:
             if not isinstance(entry, Stopped):
                 twin.apply(entry)
+        if self.stopped is not None:
+            twin._planned = []  # what was not drawn when this one stopped is not to be drawn by that one
         return twin
 
     def apply(self, entry: Entry) -> None:

@@ -6,12 +6,12 @@ const GROUPS = { sources: "#3f789e", loop: "#8a6d3b", result: "#3f7a4e" };
 const note = (text, height = 260) => ({ type: "MarkdownNote", widgets: { first: text }, height, title: "Read me" });
 
 // Note, model, judge and prompt.
-function sources(readme, { model = "shapes-flux", kind = "shapes", prompt = PROMPT } = {}) {
+function sources(readme, { model = "shapes-flux", join = "the model's own", kind = "shapes", prompt = PROMPT } = {}) {
   return {
     width: 360,
     nodes: {
       note: readme,
-      model: { type: "ReflectLoadModel", widgets: { model } },
+      model: { type: "ReflectLoadModel", widgets: { model, text_join: join } },
       judge: { type: "ReflectLoadJudge", widgets: { kind } },
       prompt: { type: "PrimitiveStringMultiline", title: "Prompt", widgets: { value: prompt }, height: 140 },
     },
@@ -37,8 +37,8 @@ const resultLinks = (from) => [
 ];
 
 // A loop wired from the nodes. reflect, refine: whether those two are in it.
-function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
-                               reflect = true, refine = false, words = "", say = "replace", keep = "best", drawing = {} } = {}) {
+function loop(title, readme, { model, join, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
+                               reflect = true, refine = false, words = "", say = "replace", keep = "best" } = {}) {
   const speakers = {
     verifier: { type: "ReflectVerifier", height: 260 },
     ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, height: 260 } } : {}),
@@ -65,12 +65,12 @@ function loop(title, readme, { model, kind, prompt, seed = 0, candidates = 2, fi
   if (last !== "verifier") links.push([last, "run", "controller", "next_run"]);
   return {
     columns: [
-      sources(readme, { model, kind, prompt }),
+      sources(readme, { model, join, kind, prompt }),
       {
         width: 340,
         nodes: {
           start: { type: "ReflectLoopStart" },
-          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first, ...drawing }, height: 600 },
+          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first }, height: 600 },
           shown: { type: "PreviewImage", title: "Each round", height: 320 },
         },
       },
@@ -113,7 +113,7 @@ With the model *shapes-flux* and the judge *shapes* the same workflow runs witho
 **First** write in the **Reflector** what is to change. The judge *none* scores nothing: the two pictures that are
 corrected are the first two, and all rounds are drawn. Without words nothing is corrected: all 64 pictures come from
 noise.`, 660),
-    { model: "flux-corrector", kind: "none", candidates: 2, first: 32, rounds: 17, budget: 64, keep: "last" }),
+    { model: "flux-corrector", join: "search", kind: "none", candidates: 2, first: 32, rounds: 17, budget: 64, keep: "last" }),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...types import Picture
 from .latents import pack
+from .places import Places
 
 
 class Kept:
@@ -44,17 +45,16 @@ class Kept:
 class TextEncoders:
     """CLIP's pooled vector and T5's states of a text, as diffusers' FluxPipeline makes them.
 
-    They are kept on the CPU, wherever the encoders are; `place(name)` says where one computes, and may
-    load it. Each encoder sees only so many tokens of
-    a text, so that two long ones can have the same states; a text that is cut is warned about once, with
-    the words that are not seen.
+    They are kept on the CPU, wherever the encoders are; `places` says where one computes, and may load it.
+    Each encoder sees only so many tokens of a text, so that two long ones can have the same states; a text
+    that is cut is warned about once, with the words that are not seen.
     """
 
     def __init__(self, tokenizer, text_encoder, tokenizer_2, text_encoder_2, max_sequence_length: int,
-                 keep: int, place: Callable[[str], torch.device | str]):
+                 keep: int, places: Places):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2 = tokenizer_2, text_encoder_2
-        self.max_sequence_length, self.place = max_sequence_length, place
+        self.max_sequence_length, self.places = max_sequence_length, places
         self.pooled_kept, self.states_kept = Kept(keep), Kept(keep)
         self.warned: set[tuple[str, str]] = set()
 
@@ -69,12 +69,12 @@ class TextEncoders:
     def _pooled(self, text: str) -> Tensor:
         ids = self._ids("CLIP", self.tokenizer, self.tokenizer.model_max_length, text)
         encoder = self.text_encoder
-        return encoder(ids.to(self.place("text_encoder"))).pooler_output[0].to("cpu", encoder.dtype)
+        return encoder(ids.to(self.places("text_encoder"))).pooler_output[0].to("cpu", encoder.dtype)
 
     def _states(self, text: str) -> Tensor:
         ids = self._ids("T5", self.tokenizer_2, self.max_sequence_length, text)
         encoder = self.text_encoder_2
-        return encoder(ids.to(self.place("text_encoder_2")))[0][0].to("cpu", encoder.dtype)
+        return encoder(ids.to(self.places("text_encoder_2")))[0][0].to("cpu", encoder.dtype)
 
     def _ids(self, name: str, tokenizer, most: int, text: str) -> Tensor:
         """Token ids (1, most), padded or cut."""
@@ -95,8 +95,8 @@ class TextEncoders:
 class ConditionEncoder:
     """A flawed picture as the condition's latent tokens (ReflectionFlow, section 1.2)."""
 
-    def __init__(self, vae, size: int, posterior: str, keep: int, place: Callable[[str], torch.device | str]):
-        self.vae, self.size, self.posterior, self.place = vae, size, posterior, place
+    def __init__(self, vae, size: int, posterior: str, keep: int, places: Places):
+        self.vae, self.size, self.posterior, self.places = vae, size, posterior, places
         self.processor = VaeImageProcessor(vae_scale_factor=vae_scale(vae) * 2)
         self.kept = Kept(keep)
 
@@ -116,7 +116,7 @@ class ConditionEncoder:
 
     def _moments(self, picture: Picture) -> tuple[Tensor, Tensor]:
         square = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = self.processor.preprocess(square).to(self.place("vae"), self.vae.dtype)
+        pixels = self.processor.preprocess(square).to(self.places("vae", self.size**2), self.vae.dtype)
         distribution = self.vae.encode(pixels).latent_dist
         return distribution.mean.cpu(), distribution.std.cpu()
 

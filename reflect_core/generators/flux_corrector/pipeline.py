@@ -31,7 +31,8 @@ from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
 from .memory import enough_memory
 from .options import CorrectorOptions
-from .preview import LatentPreview
+from .places import Places
+from .preview import FITTED, LatentPreview
 from .requests import check_request
 from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
 
@@ -59,15 +60,14 @@ class FluxCorrector:
         self.transformer, self.vae, self.lora = transformer, vae, lora
         self.parts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae,
                       "transformer": transformer}
-        self.place: Callable[[str], torch.device | str] = self._where
-        """Called with a name of `parts` before that part is used; returns the device that it computes on. A
-        memory manager puts a function here that loads the part (and, with 'transformer', the LoRA)."""
+        self.places = Places(self.parts)
+        """Asked before a part is used; a memory manager sets `places.manager`."""
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
-                                  options.max_sequence_length, options.text_cache, self._placed)
+                                  options.max_sequence_length, options.text_cache, self.places)
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
-                                           options.condition_cache, self._placed)
+                                           options.condition_cache, self.places)
         self._deltas: LoraDeltas | None = None
         self._latent_preview: LatentPreview | None = None
         self.patch = vae_scale(vae) * 2
@@ -195,8 +195,11 @@ class FluxCorrector:
             no_states, no_pooled, more = self._texts([("", "")] * len(batch))
             calls = [a + b for a, b in zip(calls, more)]
         condition = self._condition(batch, [generator for _, generator in pairs])
+        if callback is not None:
+            self._prepare_preview(first)
 
-        device = self.place("transformer")
+        seen = first.width * first.height + (0 if condition is None else options.condition_size**2)
+        device = self.places("transformer", len(batch) * seen)
         latents = torch.cat([noise for noise, _ in pairs]).to(device)
         ids = grid_ids(rows, columns, device=device)
         text_ids = ids.new_zeros(states.shape[1], 3)
@@ -226,30 +229,29 @@ class FluxCorrector:
                 callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
         return latents, calls
 
-    def _where(self, name: str) -> torch.device:
-        """Where a part lies."""
-        return next(self.parts[name].parameters()).device
-
     def _laid_out(self) -> LoraDeltas | ConditionLora | None:
         """The LoRA as the forward wants it: laid out once where it stays in its place. Where a manager may move it,
         what is laid out would be a second copy that nobody moves."""
-        if self.lora is None or self.place != self._where:
+        if self.lora is None or self.places.manager is not None:
             return self.lora
         if self._deltas is None:
             self._deltas = LoraDeltas.of(self.lora, self.transformer)
         return self._deltas
 
-    def _placed(self, name: str) -> torch.device | str:
-        return self.place(name)
+    def _prepare_preview(self, request: Request) -> None:
+        if request.width * request.height > DECODED and self._latent_preview is None:
+            self.places("vae", FITTED * vae_scale(self.vae) ** 2)
+            with torch.no_grad():
+                self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
 
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to small pictures, the first of the batch only where the autoencoder itself is quick."""
+        """Tokens (B, N, C) to small pictures, the first of the batch only where the autoencoder itself is quick; none
+        while a memory manager has it half moved away."""
         with torch.no_grad():
-            if request.width * request.height <= DECODED:
-                return self._pictures(self._unpacked(latents[:1], request), self._where("vae"))
-            if self._latent_preview is None:
-                self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
-            return self._latent_preview.pictures(self._unpacked(latents, request))
+            if request.width * request.height > DECODED:
+                return self._latent_preview.pictures(self._unpacked(latents, request))
+            where = self.places.now("vae")
+            return [] if where is None else [self._picture(self._unpacked(latents[:1], request), where)]
 
     def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
         """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
@@ -273,12 +275,13 @@ class FluxCorrector:
 
     def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        return self._pictures(self._unpacked(latents, request), self.place("vae"))
+        pixels = request.width * request.height
+        return [self._picture(row[None], self.places("vae", pixels)) for row in self._unpacked(latents, request)]
 
-    def _pictures(self, latents: Tensor, device: torch.device | str) -> list[Picture]:
-        """Latents (B, C, H, W) through the decoder."""
-        images = [self.vae.decode(row[None], return_dict=False)[0] for row in latents.to(device)]
-        return [self.processor.postprocess(image, output_type="pil")[0] for image in images]
+    def _picture(self, latents: Tensor, device: torch.device | str) -> Picture:
+        """Latents (1, C, H, W) through the decoder."""
+        image = self.vae.decode(latents.to(device), return_dict=False)[0]
+        return self.processor.postprocess(image, output_type="pil")[0]
 
     def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
         """Tokens (B, N, C) to what the autoencoder decodes (B, C / 4, H, W)."""

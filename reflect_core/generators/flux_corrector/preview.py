@@ -17,6 +17,8 @@ PICTURES, PATCHES = 16, 6
 """Pictures that the map is fitted to, and coloured patches in each."""
 LATENTS = 16
 """Latents along a side of them."""
+FITTED = LATENTS**2
+"""Latents of one, which the autoencoder is given at once."""
 
 
 class LatentPreview:

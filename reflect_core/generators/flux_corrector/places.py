@@ -1,0 +1,31 @@
+"""Where the parts of a model compute: where they lie, or where somebody who manages memory puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Manager = Callable[[str, int], "torch.device | str"]
+"""(a part's name, pixels that it works on at once) -> the device that it computes on, the part loaded there."""
+
+
+class Places:
+    """Asked for a part before it is used. An object of its own, so that a model that nobody wants any more is freed at
+    once: the encoders hold this, and not the generator that holds them."""
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        self.parts = parts
+        self.manager: Manager | None = None
+        """Set by a memory manager; it loads the part (and with 'transformer' the LoRA)."""
+
+    def __call__(self, name: str, pixels: int = 0) -> torch.device | str:
+        if self.manager is not None:
+            return self.manager(name, pixels)
+        return next(self.parts[name].parameters()).device
+
+    def now(self, name: str) -> torch.device | None:
+        """Where a part lies at this moment; None if it lies in several places, and cannot compute as it is."""
+        devices = {parameter.device for parameter in self.parts[name].parameters()}
+        return devices.pop() if len(devices) == 1 else None
