@@ -107,8 +107,8 @@ def test_a_model_that_nobody_holds_is_freed_at_once(folder):
 
 def test_no_preview_through_an_autoencoder_that_is_half_moved_away(corrector):
     where = next(corrector.vae.decoder.parameters())
-    corrector.places.parts["vae"] = torch.nn.ModuleList([torch.nn.Linear(1, 1, device="meta"),
-                                                         torch.nn.Linear(1, 1, device=where.device)])
+    corrector.places.parts["vae"] = torch.nn.ModuleList([torch.nn.Linear(1, 1, device=where.device),
+                                                         torch.nn.Linear(1, 1, device="meta")])
     shown = []
     corrector.draw([PLAIN], lambda at: shown.append(at.preview()))
     assert shown == [[], [], []]

@@ -257,7 +257,8 @@ def test_what_a_stopped_run_had_planned_is_not_drawn_later():
 
 
 def test_more_candidates_than_were_reflected_on_are_told_how_many_there_are():
-    said = relay.reflect(rounds(1, n=1)[0], FakeReflector())
+    pool = relay.judge(relay.draw(None, REQUEST, 1, FakeGenerator(), first=4), FakeVerifier(2))
+    said = relay.reflect(pool, FakeReflector())
     with pytest.raises(UserError, match="try candidates 1"):
         relay.draw(said, REQUEST, 3, FakeGenerator())
 
