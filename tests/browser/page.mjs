@@ -45,8 +45,11 @@ export async function loadWorkflow(page, workflow, name) {
   await page.waitForTimeout(1500);
 }
 
-export function prompt(page) {
-  return page.evaluate(async () => (await app.graphToPrompt()).output);
+export async function prompt(page) {
+  const output = await page.evaluate(async () => (await app.graphToPrompt()).output);
+  // Older frontends take what a preview shows for an input of its node.
+  for (const node of Object.values(output)) if (node.class_type === "PreviewAny") delete node.inputs.preview;
+  return output;
 }
 
 // Types that this ComfyUI does not know, and nodes that are drawn red.
