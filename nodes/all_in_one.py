@@ -36,7 +36,7 @@ class ReflectLoop(io.ComfyNode):
         with speaking_as(NAME):
             request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             find_judge(judge.kind).check(request)
-            progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None)
+            progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None, on_picture=True)
             if policy == OFFICIAL:
                 reflect_model = reflect_model.with_options(**OFFICIAL_OPTIONS)
             stepper = search.start(request, policy_for(policy, budget), reflect_model.generator, judge.actors.verifier,

@@ -70,18 +70,23 @@ def root_and_round(id: str, parent: str | None) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def next_round(graph: Graph, body: set[str], start: str, end: str, prefix: str, carried: Mapping[str, Any]
+def next_round(graph: Graph, body: set[str], start: str, end: str, prefix: str, outputs: Mapping[int, Any]
                ) -> tuple[dict[str, dict[str, Any]], str]:
     """Copies of the body as the next round, and the id of the controller's copy.
 
-    `prefix` goes before each copy's own part; `carried` are inputs of the new start, in place of its own.
+    `prefix` goes before each copy's own part. The start is not copied: `outputs` are links or values that take the
+    place of what comes from its sockets; a socket that is not among them stays a link to the start itself.
     """
-    names = {id: prefix + own_part(id) for id in body}
-    copies: dict[str, dict[str, Any]] = {}
-    for id in sorted(body):
-        inputs = {name: [names[value[0]], value[1]] if is_link(value) and value[0] in names else value
-                  for name, value in graph[id]["inputs"].items()}
-        if id == start:
-            inputs.update(carried)
-        copies[names[id]] = {"class_type": graph[id]["class_type"], "inputs": inputs}
+    names = {id: prefix + own_part(id) for id in body - {start}}
+
+    def moved(value: Any) -> Any:
+        if not is_link(value):
+            return value
+        if value[0] == start:
+            return outputs.get(value[1], value)
+        return [names[value[0]], value[1]] if value[0] in names else value
+
+    copies = {names[id]: {"class_type": graph[id]["class_type"],
+                          "inputs": {name: moved(value) for name, value in graph[id]["inputs"].items()}}
+              for id in sorted(names)}
     return copies, names[end]

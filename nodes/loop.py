@@ -69,15 +69,15 @@ class ReflectLoopController(io.ComfyNode):
         with speaking_as(NAME, so_far.run.rounds - 1 if so_far else None):
             relay.expect_run(so_far)
             root, copied = root_and_round(node, prompts.get_parent_node_id(node))
-            graph, start = _level(prompts, node), _start_of(prompts, flow[0])
-            body = find_body(graph, start, node, lambda id: _is_leaf(graph, id))
+            graph, start = _level(prompts, root), _start_of(prompts, flow[0])
+            body = find_body(graph, start, root, lambda id: _is_leaf(graph, id))
             before = so_far.run.rounds - copied - 1
-            source = graph[node]["inputs"]["run_in"]
-            if before < 0 or not (is_link(source) and source[0] in body - {node}):
+            source = graph[root]["inputs"]["run_in"]
+            if before < 0 or not (is_link(source) and source[0] in body - {root}):
                 raise UserError(f"the run does not come from {START}, so that every round would be the same; expected "
                                 "its 'run' to go to 'run so far' of Reflect-Sample, and from there to here")
-            onward = graph[node]["inputs"].get("next_run", source)
-            if not (is_link(onward) and onward[0] in body - {start, node}):
+            onward = graph[root]["inputs"].get("next_run", source)
+            if not (is_link(onward) and onward[0] in body - {start, root}):
                 raise UserError("'next run' does not come from this round, so that every round would be the same; "
                                 "expected the run of a Reflector or Prompt Refiner behind the Verifier, or nothing")
             decision = decide(so_far, threshold[0], before + rounds[0], budget[0], keep[0])
@@ -86,7 +86,7 @@ class ReflectLoopController(io.ComfyNode):
             if decision.stop:
                 return results(finish(so_far, decision), decision.kind == "accepted", own_part(root),
                                cls.hidden.extra_pnginfo)
-            return _expand(prompts, graph, body, start, node, f"{root}~{copied + 1}.", onward)
+            return _expand(prompts, graph, body, start, root, node, copied + 1, so_far.run.rounds)
 
 
 def result_outputs() -> list:
@@ -139,11 +139,13 @@ def _class(node: dict[str, Any]) -> Any:
     return sys.modules["nodes"].NODE_CLASS_MAPPINGS[node["class_type"]]
 
 
-def _expand(prompts: Any, graph: dict[str, Any], body: set[str], start: str, node: str, prefix: str,
-            onward: list) -> io.NodeOutput:
-    """The next round in place of values."""
-    copies, end = next_round(graph, body, start, node, prefix, {"run_in": onward})
-    originals = {prefix + id.rsplit(".", 1)[-1]: id for id in body}
+def _expand(prompts: Any, graph: dict[str, Any], body: set[str], start: str, root: str, node: str, copied: int,
+            rounds: int) -> io.NodeOutput:
+    """The next round in place of values: what the start would hand on there is what this round's controller has."""
+    inputs, prefix = prompts.get_node(node)["inputs"], f"{root}~{copied}."
+    copies, end = next_round(graph, body, start, root, prefix,
+                             {1: inputs.get("next_run", inputs["run_in"]), 2: rounds + 1})
+    originals = {prefix + own_part(id): id for id in body}
     for id, copy in copies.items():
         copy["override_display_id"] = prompts.get_display_node_id(originals[id])
     return io.NodeOutput(*([end, socket] for socket in range(len(result_outputs()))), expand=copies)

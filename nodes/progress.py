@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import comfy.model_management as manager
 import comfy.utils
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..reflect_core.report.words import readable
 from ..reflect_core.search.events import Event
@@ -20,15 +20,23 @@ from ..reflect_core.types import UserError
 
 EVERY = 0.25
 """Least seconds between two messages."""
-PREVIEW_SIDE = 256
+PREVIEW_SIDE = 192
 """Pixels; a rough picture is enlarged to this, so that it can be seen."""
+CAPTION = 13
+"""Pixels of the letters below it."""
 
 
 class NodeProgress:
-    """An `on_event` callback for one node. `node` is its id, `display` that of the node on the page."""
+    """An `on_event` callback for one node. `node` is its id, `display` that of the node on the page.
 
-    def __init__(self, node: str, display: str | None = None, rounds: int | None = None) -> None:
+    With `on_picture` the text goes below the rough picture and not into a line of its own, which the classic
+    page would lay over the picture.
+    """
+
+    def __init__(self, node: str, display: str | None = None, rounds: int | None = None,
+                 on_picture: bool = False) -> None:
         self.display, self.rounds = display or node, rounds
+        self.caption = "" if on_picture else None
         self.bar = comfy.utils.ProgressBar(1, node_id=node)
         self._shown, self._best = 0.0, 0.0
 
@@ -43,7 +51,10 @@ class NodeProgress:
             self.say(f"{self._round(event.round - 1)}: {readable(event.text)}")
 
     def say(self, text: str) -> None:
-        """A line below the node."""
+        """A line on the node."""
+        if self.caption is not None:
+            self.caption = text
+            return
         from server import PromptServer
 
         server = getattr(PromptServer, "instance", None)
@@ -62,13 +73,25 @@ class NodeProgress:
         self._shown = now
         preview = None
         if event.preview is not None and (made := event.preview()):
-            preview = ("JPEG", _enlarged(made[0]), None)
+            preview = ("JPEG", _captioned(_enlarged(made[0]), self.caption), None)
         self.bar.update_absolute(event.step, event.steps, preview)
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
     times = max(1, PREVIEW_SIDE // max(picture.size))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BILINEAR)
+
+
+def _captioned(picture: Image.Image, text: str | None) -> Image.Image:
+    if not text:
+        return picture
+    font = ImageFont.load_default(CAPTION)
+    page = Image.new("RGB", (picture.width, picture.height + 2 * CAPTION), "#1b1b1b")
+    page.paste(picture)
+    while font.getlength(text) > page.width - CAPTION and len(text) > 4:
+        text = text[:-4].rstrip() + "..."
+    ImageDraw.Draw(page).text((CAPTION / 2, picture.height + CAPTION / 3), text, "#dddddd", font)
+    return page
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The loop's algorithm on plain graphs: what the body is, how it is copied, and what copies are called."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -54,27 +55,27 @@ def test_a_users_own_node_between_and_beside():
 
 def test_copies_have_links_among_themselves_and_to_what_stays_outside():
     graph = loop()
-    copies, end = expansion.next_round(graph, body_of(graph), "1", "5", "5~1.", {"run_in": ["4", 0]})
-    assert end == "5~1.5" and set(copies) == {f"5~1.{k}" for k in (1, 2, 3, 4, 5, 6)}
-    assert copies["5~1.1"]["inputs"] == {"run_in": ["4", 0]}
-    assert copies["5~1.2"]["inputs"] == {"run": ["5~1.1", 1], "prompt": ["0", 0], "seed": 7}
-    assert copies["5~1.5"]["inputs"]["flow"] == ["5~1.1", 0] and copies["5~1.5"]["inputs"]["rounds"] == 4
-    assert graph == loop()
+    graph["3"]["inputs"]["round"] = ["1", 2]
+    before = copy.deepcopy(graph)
+    copies, end = expansion.next_round(graph, body_of(graph), "1", "5", "5~1.", {1: ["4", 0], 2: 2})
+    assert end == "5~1.5" and set(copies) == {f"5~1.{k}" for k in (2, 3, 4, 5, 6)}, "the start is not copied"
+    assert copies["5~1.2"]["inputs"] == {"run": ["4", 0], "prompt": ["0", 0], "seed": 7}
+    assert copies["5~1.3"]["inputs"] == {"run": ["5~1.2", 1], "prompt": ["0", 0], "round": 2}
+    assert copies["5~1.5"]["inputs"]["flow"] == ["1", 0] and copies["5~1.5"]["inputs"]["rounds"] == 4
+    assert graph == before
 
 
 def test_rounds_can_be_copied_on_and_on_and_ids_stay_short():
-    graph, end, onward = loop(), "5", ["4", 0]
-    parent = None
+    graph, end, parent, onward = loop(), "5", None, ["4", 0]
     for number in range(1, 33):
         root, copied = expansion.root_and_round(end, parent)
         assert (root, copied) == ("5", number - 1)
-        level = {id: n for id, n in graph.items() if id not in ("0", "7", "8")} | {"0": graph.get("0", node("Text"))}
-        start = level[end]["inputs"]["flow"][0]
-        copies, after = expansion.next_round(level, body_of(level, start, end), start, end, f"{root}~{copied + 1}.",
-                                             {"run_in": onward})
+        copies, after = expansion.next_round(graph, body_of(graph), "1", root, f"{root}~{copied + 1}.",
+                                             {1: onward, 2: number + 1})
+        assert copies[f"5~{number}.2"]["inputs"]["run"] == onward
         onward = copies[after]["inputs"]["next_run"]
-        parent, end, graph = end, after, copies
-        assert len(copies) == 6 and max(map(len, copies)) <= len("5~32.5")
+        parent, end = end, after
+        assert len(copies) == 5 and max(map(len, copies)) <= len("5~32.5")
 
 
 @pytest.mark.parametrize("id, parent, expected", [

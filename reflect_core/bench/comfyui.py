@@ -21,7 +21,7 @@ from ..reflectors import SpokenReflector
 from ..search import ReflectionFlow
 from ..types import Request, UserError
 from .engine import SKIP, Engine, find_comfyui
-from .graphs import loop, ran
+from .graphs import loop, numbered, ran
 
 PROMPT, WORDS = "two red circles left of a blue star", "add a green square"
 """The judge is nobody, so that no round is accepted; the words are what every round is told."""
@@ -43,15 +43,16 @@ def measure(say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, Engine(comfyui, Path(scratch) / "base") as engine:
         warm = {"prompt.value": PROMPT, "sample.candidates": 1, "sample.steps": STEPS, "controller.rounds": 1,
                 "judge.kind": "none", "reflector.words": WORDS}
-        engine.run(loop({**warm, "sample.seed": 1}))
+        engine.run(numbered(loop({**warm, "sample.seed": 1}))[0])
         say(f"{ROUNDS} rounds in ComfyUI")
-        done = engine.run(loop({**warm, "controller.rounds": ROUNDS}))
+        graph, ids = numbered(loop({**warm, "controller.rounds": ROUNDS}))
+        done = engine.run(graph)
         if done.error is not None:
             raise UserError(f"ComfyUI failed: {done.error['exception_message']}")
-        shown = [engine.picture(one).convert("RGB") for one in done.outputs["all"]["images"]]
+        shown = [engine.picture(one).convert("RGB") for one in done.outputs[ids["all"]]["images"]]
         loading = re.findall(r"([\d.]+) seconds: .*custom_nodes.reflect", engine.log.read_text())
     drawn = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in shown]
-    if drawn != hashes or ran(done.executed, "sample") != ROUNDS:
+    if drawn != hashes or ran(done.executed, ids["sample"]) != ROUNDS:
         raise UserError(f"ComfyUI drew {len(drawn)} pictures, the library {len(hashes)}, or other ones; expected the "
                         "same; try the tests on the real engine")
     return {"rounds": ROUNDS, "library_seconds": seconds, "comfyui_seconds": done.seconds,

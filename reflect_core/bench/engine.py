@@ -98,7 +98,7 @@ class Engine:
                    "--port", str(self.port), "--base-directory", str(base), "--database-url",
                    f"sqlite:///{base}/user/comfyui.db", "--disable-auto-launch", "--preview-method", "auto",
                    "--disable-api-nodes", *arguments]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_WAIT_POLICY": "passive"}
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base)
 

@@ -65,6 +65,17 @@ def all_in_one(**inputs: Any) -> dict[str, Any]:
     return graph
 
 
+def numbered(graph: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A graph with numbers for ids, as a page gives them, and the number of each name."""
+    ids = {name: str(number) for number, name in enumerate(graph, start=1)}
+
+    def renamed(value: Any) -> Any:
+        return [ids[value[0]], value[1]] if isinstance(value, list) else value
+
+    return {ids[name]: {**node, "inputs": {key: renamed(value) for key, value in node["inputs"].items()}}
+            for name, node in graph.items()}, ids
+
+
 def ran(executed: list[str], name: str) -> int:
     """How often a node of the loop ran, copies with it."""
     return sum(id.rsplit(".", 1)[-1] == name for id in executed)

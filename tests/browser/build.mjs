@@ -29,8 +29,9 @@ function build({ columns, links, groups, notes }) {
   const made = {};
   let x = 0;
   for (const column of columns) {
-    let y = column.top ?? 0;
+    let y = 0;
     for (const [key, spec] of Object.entries(column.nodes)) {
+      y = spec.top ?? y;
       const node = LiteGraph.createNode(spec.type);
       if (!node) throw new Error(`no node ${spec.type}`);
       app.graph.add(node);

@@ -18,16 +18,16 @@ function sources(readme, { model = "shapes-flux", join = "the model's own", kind
   };
 }
 
-// What came out, to the right of whatever made it.
+// What came out, to the right of whatever made it: below the wire that goes on to the tree.
 const results = (title) => [
   {
-    width: 440,
+    width: 400,
     nodes: {
-      save: { type: "SaveImage", title: "The answer", widgets: { filename_prefix: `reflect/${title}` }, height: 340 },
+      save: { type: "SaveImage", title: "The answer", widgets: { filename_prefix: `reflect/${title}` }, top: 140, height: 340 },
       report: { type: "PreviewAny", title: "Report", height: 240 },
     },
   },
-  { width: 640, nodes: { tree: { type: "ReflectShowRun", height: 680 } } },
+  { width: 620, nodes: { tree: { type: "ReflectShowRun", height: 680 } } },
 ];
 
 const resultLinks = (from) => [
@@ -37,14 +37,15 @@ const resultLinks = (from) => [
 ];
 
 // A loop wired from the nodes. reflect, refine: whether those two are in it.
+// No wire runs behind a node: `flow` goes above all, judge and prompt go below the sampler, each speaker stands lower than
+// the one before, and its run goes up to the controller.
 function loop(title, readme, { model, join, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
                                reflect = true, refine = false, words = "", say = "replace", keep = "best" } = {}) {
   const speakers = {
-    verifier: { type: "ReflectVerifier", height: 260 },
-    ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, height: 260 } } : {}),
-    ...(refine ? { refiner: { type: "ReflectRefiner" } } : {}),
+    ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, top: 1160, height: 260 } } : {}),
+    ...(refine ? { refiner: { type: "ReflectRefiner", top: 1160, height: 200 } } : {}),
   };
-  const body = ["start", "sample", "shown", ...Object.keys(speakers), "controller"];
+  const body = ["start", "sample", "shown", "verifier", ...Object.keys(speakers), "controller"];
   const links = [
     ["model", "model", "sample", "reflect_model"],
     ["start", "run", "sample", "run_so_far"],
@@ -53,28 +54,34 @@ function loop(title, readme, { model, join, kind, prompt, seed = 0, candidates =
     ["sample", "run", "verifier", "run_in"],
     ["verifier", "run", "controller", "run_in"],
     ["prompt", "STRING", "sample", "prompt"],
+    ["prompt", "STRING", "verifier", "prompt"],
+    ["judge", "judge", "verifier", "judge"],
   ];
   let last = "verifier";
   for (const speaker of Object.keys(speakers)) {
     links.push(["prompt", "STRING", speaker, "prompt"], ["judge", "judge", speaker, "judge"]);
-    if (speaker !== "verifier") {
-      links.push([last, "run", speaker, "run_in"]);
-      last = speaker;
-    }
+    links.push([last, "run", speaker, "run_in"]);
+    last = speaker;
   }
   if (last !== "verifier") links.push([last, "run", "controller", "next_run"]);
   return {
     columns: [
       sources(readme, { model, join, kind, prompt }),
+      { width: 200, nodes: { start: { type: "ReflectLoopStart" } } },
       {
         width: 340,
         nodes: {
-          start: { type: "ReflectLoopStart" },
-          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first }, height: 600 },
-          shown: { type: "PreviewImage", title: "Each round", height: 320 },
+          sample: { type: "ReflectSample", widgets: { seed, candidates, first_round: first }, top: 90, height: 600 },
         },
       },
-      { width: 320, nodes: speakers },
+      {
+        width: 320,
+        nodes: {
+          shown: { type: "PreviewImage", title: "Each round", top: 170, height: 320 },
+          verifier: { type: "ReflectVerifier", top: 780, height: 260 },
+        },
+      },
+      ...Object.entries(speakers).map(([key, speaker]) => ({ width: 320, nodes: { [key]: speaker }, gap: 100 })),
       {
         width: 320,
         nodes: { controller: { type: "ReflectLoopController", widgets: { rounds, budget, keep }, height: 320 } },
@@ -154,9 +161,9 @@ Lines that are there already are told again, so the rounds before come out the s
 
 Press **Run**. The same search as *reflect run* on the command line: pictures from noise, then corrections of the best. Choose another
 **policy** to compare; each stops at the first picture that the judge accepts, all but *official*.`, 280)),
-      { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 }, height: 680 } } },
+      { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 }, height: 740 } }, gap: 100 },
       {
-        width: 440,
+        width: 400,
         nodes: {
           ...results("all_in_one")[0].nodes,
           all: { type: "PreviewImage", title: "All pictures", height: 320 },
