@@ -1,7 +1,8 @@
 // node check.mjs URL WORKFLOWS SHOTS RENDERER [NAME...]: every shipped workflow on a real page.
 //
 // Prints one line of JSON for each: nodes that are red or unknown, whether the API form is the shipped one, and how a run
-// ended with the bundled model and its judge in place of what the workflow names. RENDERER is classic or vue.
+// ended with the bundled model and its judge in place of weights that are not here. Where a person speaks a second round is
+// drawn, as the note says. RENDERER is classic or vue.
 
 import fs from "node:fs";
 import path from "node:path";
@@ -19,10 +20,14 @@ for (const name of names) {
   const same = JSON.stringify(sorted(await prompt(page))) === JSON.stringify(sorted(shipped));
   const bad = await badNodes(page);
   await page.evaluate(() => {
-    for (const node of app.graph._nodes) {
-      const bundled = { ReflectLoadModel: ["model", "shapes-flux"], ReflectLoadJudge: ["kind", "shapes"] }[node.type];
-      if (bundled) node.widgets.find((one) => one.name === bundled[0]).value = bundled[1];
+    const widget = (type, name) => app.graph._nodes.find((node) => node.type === type)?.widgets
+      .find((one) => one.name === name);
+    const model = widget("ReflectLoadModel", "model"), kind = widget("ReflectLoadJudge", "kind");
+    if (model.value !== "shapes-flux") {
+      model.value = "shapes-flux";
+      kind.value = "shapes";
     }
+    if (kind.value === "none") widget("ReflectLoopController", "rounds").value = 2;
   });
   const failed = await runGraph(page);
   await page.waitForTimeout(2500);

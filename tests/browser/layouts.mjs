@@ -3,7 +3,7 @@
 const PROMPT = "two red circles left of a blue star and three yellow triangles";
 const GROUPS = { sources: "#3f789e", loop: "#8a6d3b", result: "#3f7a4e" };
 
-const note = (text, height = 260) => ({ type: "MarkdownNote", widgets: { first: text }, height, title: "Read me" });
+const note = (text, height = 400) => ({ type: "MarkdownNote", widgets: { first: text }, height, title: "Read me" });
 
 // Note, model, judge and prompt.
 function sources(readme, { model = "shapes-flux", join = "the model's own", kind = "shapes", prompt = PROMPT } = {}) {
@@ -104,7 +104,7 @@ Press **Run**. The bundled model draws two pictures. The judge scores them, the 
 and the model draws them again as it is told, until the judge accepts or six rounds are drawn.
 
 Change the prompt: circles, squares, triangles and stars in eight colours, such as *a green star above two red squares*.
-Change **rounds** or **threshold** on the Loop Controller: rounds that were drawn are not drawn again.`, 400)),
+Change **rounds** or **threshold** on the Loop Controller: rounds that were drawn are not drawn again.`)),
 
   reflectionflow: loop("reflectionflow", note(`## ReflectionFlow (arXiv 2504.16080)
 
@@ -128,20 +128,20 @@ The paper's setup: SANA 1.6B with its own 1024 pixels, 20 steps and guidance 4.5
 up to K = 3 earlier pictures and the feedback on them in view. The answer is the first accepted picture, else the last.
 
 The model *reflect-dit* **cannot be loaded yet**: it comes with a later version. Choose the model *shapes-flux* and the
-judge *shapes* to run the same loop; that model sees only the picture that it corrects.`, 400),
+judge *shapes* to run the same loop; that model sees only the picture that it corrects.`),
     { model: "reflect-dit", kind: "none", candidates: 1, rounds: 20, budget: 20, keep: "last" }),
 
   best_of_n: loop("best_of_n", note(`## Best of n
 
 Press **Run**. What reflection is compared with: fresh pictures from noise, four a round, until the judge accepts one or twenty are
-drawn. Nobody reflects, so nothing is wired to *next run*.`, 260),
+drawn. Nobody reflects, so nothing is wired to *next run*.`),
     { candidates: 4, rounds: 5, budget: 20, reflect: false }),
 
   noise_prompt_scaling: loop("noise_prompt_scaling", note(`## Noise and prompt scaling
 
 Press **Run**. Two fresh pictures are drawn from noise in every round; from the second round on, each from a prompt that
 was rewritten after the picture before it. No picture is corrected. It ends when the judge accepts one or twenty are
-drawn.`, 300),
+drawn.`),
     { candidates: 2, rounds: 10, budget: 20, reflect: false, refine: true }),
 
   human_in_the_loop: loop("human_in_the_loop", note(`## You say what is wrong
@@ -152,7 +152,7 @@ drawn.`, 300),
 4. For each further round write one more line and set **rounds** one higher. A round without a line draws a fresh
    picture.
 
-Lines that are there already are told again, so the rounds before come out the same.`, 380),
+Lines that are there already are told again, so the rounds before come out the same.`),
     { candidates: 1, rounds: 1, kind: "none", words: "add a red circle", say: "line by line", keep: "last" }),
 
   all_in_one: {
@@ -160,7 +160,7 @@ Lines that are there already are told again, so the rounds before come out the s
       sources(note(`## The whole search in one node
 
 Press **Run**. The same search as *reflect run* on the command line: pictures from noise, then corrections of the best. Choose another
-**policy** to compare; each stops at the first picture that the judge accepts, all but *official*.`, 280)),
+**policy** to compare; each stops at the first picture that the judge accepts, all but *official*.`)),
       { width: 360, nodes: { loop: { type: "ReflectLoop", widgets: { seed: 0 }, height: 740 } }, gap: 100 },
       {
         width: 400,
