@@ -283,3 +283,16 @@ def test_words_of_a_person(say, round, expected):
 def test_words_that_cannot_be_told(words, say, told):
     with pytest.raises(UserError, match=told):
         SpokenReflector(None, words, say)
+
+
+def test_a_run_that_goes_on_with_another_model_says_so(tmp_path):
+    def on(so_far, model):
+        return relay.judge(relay.draw(so_far, REQUEST, 2, FakeGenerator(), model=model, fingerprint=f"print of {model}",
+                                      settings={"model": {"folder": model}}), FakeVerifier(2))
+
+    run = on(on(on(None, "one"), "two"), "two")
+    keep.save(run, tmp_path / "run")
+    header, told = load(tmp_path / "run")
+    assert (header.model, header.fingerprint, header.settings) == ("one", "print of one", {"model": {"folder": "one"}})
+    assert [(first, entry.settings["model"]) for first, entry in told.resumed] == [(2, {"folder": "two"})]
+    assert not on(on(None, "one"), "one").run.resumed

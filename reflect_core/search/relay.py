@@ -20,9 +20,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..types import Cost, Generator, Picture, Refiner, Reflector, Request, UserError, Verifier
+from . import codec
 from .best_of_n import BestOfN
-from .entries import Drew, Entry, Plan, Planned
+from .entries import Drew, Entry, Plan, Planned, Resumed
 from .events import EventCallback
+from .header import refuse_secrets, versions_here
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
 from .reflection_flow import ReflectionFlow
@@ -104,7 +106,6 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
     if so_far is None:
         run = Run(request, first or candidates)
     else:
-        settings = {**so_far.settings, **settings}
         if so_far.run.accepted:
             return so_far
         if so_far.run.unjudged:
@@ -115,6 +116,11 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
                             "prompt for all rounds; try the run's own, or start without a run")
         run = so_far.run.fork()
         run.request, run.chunk = Run(request, candidates).request, candidates
+        if so_far.fingerprint:
+            _note_changes(so_far, run, {**so_far.settings, **settings})
+            model, fingerprint, settings = so_far.model, so_far.fingerprint, so_far.settings
+        else:
+            settings = {**so_far.settings, **settings}
     after = RunSoFar(run, candidates, model, fingerprint, settings)
     policy = BestOfN(run.chunk, early_stop=False) if so_far is None else next_policy(after)
     Stepper(run, policy, generator, None, on_event=on_event, whole=False).advance(Draw)
@@ -122,6 +128,15 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
         raise UserError(f"{so_far.candidates} pictures were reflected on or refined for the next round, which is to "
                         f"have {candidates} candidates; try candidates {so_far.candidates}")
     return after
+
+
+def _note_changes(so_far: RunSoFar, run: Run, settings: dict[str, Any]) -> None:
+    """Another model, or the same otherwise: the header keeps what drew first, the change has a line of its own."""
+    before = run.resumed[-1][1].settings if run.resumed else so_far.settings
+    settings = codec.plain(settings)
+    if settings.get("model") != codec.plain(before).get("model"):
+        refuse_secrets(settings)
+        run.apply(Resumed(versions_here(), settings))
 
 
 def judge(so_far: RunSoFar, verifier: Verifier, on_event: EventCallback | None = None) -> RunSoFar:
