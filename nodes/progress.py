@@ -14,8 +14,8 @@ import comfy.model_management as manager
 import comfy.utils
 from PIL import Image, ImageDraw, ImageFont
 
-from ..reflect_core.report.words import readable
 from ..reflect_core.search.events import Event
+from ..reflect_core.text import readable
 from ..reflect_core.types import UserError
 
 EVERY = 0.25

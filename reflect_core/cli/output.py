@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..report import html_page, tree_picture
-from ..report.words import counted, readable
+from ..report.words import counted
 from ..search import Candidate, Header, Run
 from ..search.record import PICTURES
+from ..text import readable
 from ..types import UserError
 
 TREE, PAGE = "tree.png", "index.html"

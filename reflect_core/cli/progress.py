@@ -12,8 +12,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..report.words import readable
 from ..search import Event, Run, Stepper
+from ..text import readable
 
 BAR = "{desc} |{bar:24}| {n:.0f}/{total} {elapsed}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report.words import readable
+from ..text import readable
 from ..types import Picture, Reflector, UserError, Verdict
 
 SAY = ("replace", "add", "line by line")

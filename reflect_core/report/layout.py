@@ -16,7 +16,8 @@ from itertools import count
 from PIL import ImageFont
 
 from ..search.run import Candidate, Run
-from .words import readable, role
+from ..text import readable
+from .words import role
 
 THUMB = 128
 """Longer side of a thumbnail."""

@@ -11,10 +11,11 @@ import html
 
 from ..search.header import Header
 from ..search.run import Candidate, Run
+from ..text import readable
 from ..types import Check
 from .layout import lay_out
 from .svg import data_url, tree_svg
-from .words import outcome, readable, setting, spent
+from .words import outcome, setting, spent
 
 LARGE = 512
 """Pictures in the cards are at most this large; the record keeps them whole."""
