@@ -86,7 +86,18 @@ class ReflectLoopController(io.ComfyNode):
             if decision.stop:
                 return results(finish(so_far, decision), decision.kind == "accepted", own_part(root),
                                cls.hidden.extra_pnginfo)
+            _expect_cache()
             return _expand(prompts, graph, body, start, root, node, copied + 1, so_far.run.rounds)
+
+
+def _expect_cache() -> None:
+    """UserError where a core forgets the nodes of a round as soon as they are made (its issue 10329)."""
+    from comfy.cli_args import args
+    from comfy_execution import caching
+
+    if getattr(args, "cache_none", False) and hasattr(caching, "DependencyAwareCache"):
+        raise UserError("this version of ComfyUI cannot run loops with --cache-none; expected another cache or a newer "
+                        "version; try Reflection Loop (all in one), or start ComfyUI without that option")
 
 
 def result_outputs() -> list:

@@ -293,6 +293,17 @@ def test_what_the_core_refuses_never_starts(engine, changes, said):
     assert said in json.dumps(answer["node_errors"])
 
 
+@pytest.mark.parametrize("option, said", [(["--cache-lru", "3"], None), (["--cache-none"], "with --cache-none")])
+def test_other_caches(tmp_path, option, said):
+    with Engine(find_comfyui(), tmp_path, *option) as other:
+        done = other.run(loop())
+        if said is None:
+            assert done.error is None and len(done.outputs["all"]["images"]) == 6
+        else:
+            assert done.error is None or said in done.error["exception_message"]
+            assert other.run(all_in_one(budget=2)).error is None
+
+
 def test_rounds_that_are_wired_in_have_a_limit_too(engine):
     done = engine.run(loop({"controller.rounds": ["many", 0]},
                            many={"class_type": "PrimitiveInt", "inputs": {"value": 500}}))
