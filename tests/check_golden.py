@@ -86,12 +86,28 @@ def flux_corrector(metadata: dict, weights: dict, lora: dict, cases: dict) -> di
 
 
 def reflect_dit(metadata: dict, weights: dict, lora: dict, cases: dict) -> dict[str, float]:
-    try:
-        from reflect_core.generators.reflect_dit.golden import differences
-    except ImportError as error:
-        raise UserError("a Reflect-DiT file: this installation cannot check that family "
-                        f"({error}); expected a flux_corrector file") from error
-    return differences(metadata, weights, cases)
+    from reflect_core.generators.reflect_dit.checkpoint import build
+    from reflect_core.generators.reflect_dit.context import Pairs, rows_of
+    from reflect_core.generators.reflect_dit.transformer import reflect_forward
+
+    transformer, context = build(metadata["config"], weights)
+    differences = {}
+    for case, tensors in cases.items():
+        batch, pairs = len(tensors["hidden_states"]), None
+        keep = tensors["context_keep"].tolist() if "context_keep" in tensors else None
+        if "context_owner" in tensors:
+            rows = tuple(tuple(owned) if keep is None or kept else None
+                         for owned, kept in zip(tensors["context_owner"].tolist(), keep or [1] * batch))
+        elif "context_batch_index" in tensors:
+            rows = rows_of(tensors["context_batch_index"].tolist(), batch, keep)
+        if "context_image_features" in tensors:
+            pairs = Pairs(tensors["context_image_features"], tensors["context_text_features"],
+                          tensors["context_text_mask"], rows)
+        with torch.no_grad():
+            output = reflect_forward(transformer, context, tensors["hidden_states"], tensors["encoder_hidden_states"],
+                                     tensors["timestep"], tensors["encoder_attention_mask"], pairs, rotary_bf16=False)
+        differences[case] = (output - tensors["output"]).abs().max().item()
+    return differences
 
 
 def check(path: str | Path) -> dict[str, float]:
