@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_training import inside, write_config
 
-from reflect_core.generators.flux_corrector.memory import enough_memory
+from reflect_core.generators.memory import enough_memory
 from trainer.interrupt import Terminated, held, terminable
 from trainer.tasks.vae import VaeTask
 

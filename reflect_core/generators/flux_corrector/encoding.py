@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -20,26 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...types import Picture
+from ..kept import Kept
+from ..places import Places
 from .latents import pack
-from .places import Places
-
-
-class Kept:
-    """The latest results of a function by key, oldest use forgotten first."""
-
-    def __init__(self, size: int):
-        self.size = size
-        self.values: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> tuple[Any, bool]:
-        """(value, whether it was made anew)."""
-        new = key not in self.values
-        value = make() if new else self.values[key]
-        self.values[key] = value
-        self.values.move_to_end(key)
-        while len(self.values) > self.size:
-            self.values.popitem(last=False)
-        return value, new
 
 
 class TextEncoders:

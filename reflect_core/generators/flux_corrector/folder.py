@@ -7,8 +7,6 @@ corrector's LoRA lies in `lora/pytorch_lora_weights.safetensors` and our setting
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from torch import nn
 from ...model_files import check_model_folder, check_safetensors, read_json
 from ...presets.load import read_settings
 from ...types import UserError
+from ..loading import class_of, load_part, quiet, wrapped
+from ..memory import enough_memory
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE
-from .memory import enough_memory, is_out_of_memory
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
@@ -65,10 +64,10 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     folder = Path(folder)
     index = check_folder(folder)
     parts = {}
-    with _quiet(), enough_memory():
+    with quiet(), enough_memory():
         for name in COMPONENTS:
             where = encoder_device if encoder_device is not None and name.startswith("text_encoder") else device
-            part = _load(folder, name, index[name], dtype)
+            part = load_part(folder, name, index[name], dtype)
             parts[name] = part.to(where) if isinstance(part, nn.Module) else part
     return parts
 
@@ -81,13 +80,13 @@ def load_text_encoder(folder: str | Path, name: str) -> nn.Module:
     folder = Path(folder)
     read_json(folder / name / "config.json", "expected a folder with text encoders as diffusers lays them")
     check_safetensors(folder / name / "model.safetensors")
-    with _quiet():
-        return _load(folder, name, list(_CLASSES[name][0]), torch.float32)
+    with quiet():
+        return load_part(folder, name, list(_CLASSES[name][0]), torch.float32)
 
 
 def save_text_encoder(folder: str | Path, name: str, part: nn.Module) -> None:
     """Write one into a folder, so that transformers 4 and 5 read it alike."""
-    with _quiet():
+    with quiet():
         part.save_pretrained(Path(folder) / name)
     if name == "text_encoder":
         _published_clip_names(Path(folder) / name / "model.safetensors")
@@ -101,14 +100,14 @@ def load_outlines(folder: str | Path) -> dict[str, nn.Module]:
     folder, outlines = Path(folder), {}
     index = check_folder(folder)
     for name in ("transformer", "vae"):
-        cls = _class(index[name])
+        cls = class_of(index[name])
         config = read_json(folder / name / "config.json", "")
 
         def build(cls=cls, config=config) -> nn.Module:
             with torch.device("meta"):
                 return cls.from_config(config)
 
-        outlines[name] = _wrapped(folder / name / "config.json", build)
+        outlines[name] = wrapped(folder / name / "config.json", build)
     return outlines
 
 
@@ -136,7 +135,7 @@ def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_enc
     import diffusers
 
     folder = Path(folder)
-    with _quiet():
+    with quiet():
         for name, part in (("transformer", transformer), ("vae", vae), ("scheduler", scheduler)):
             part.save_pretrained(folder / name)
     for name, part in (("text_encoder", text_encoder), ("text_encoder_2", text_encoder_2)):
@@ -157,55 +156,6 @@ def write_folder(folder: str | Path, *, transformer, vae, text_encoder, text_enc
     return folder
 
 
-def _class(entry: list[str]) -> type:
-    """The class that an entry of model_index.json names."""
-    import diffusers
-    import transformers
-
-    library, kind = entry
-    return getattr(diffusers if library == "diffusers" else transformers, kind)
-
-
-def _load(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
-    import transformers
-
-    cls = _class(entry)
-    where = {"local_files_only": True}
-    if "tokenizer" in name or name == "scheduler":
-        return _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
-    # transformers says `dtype` since 4.56 and warns about the older word, which diffusers still has.
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    new_word = entry[0] == "transformers" and version >= (4, 56)
-    where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True,
-              "output_loading_info": True}
-    model, info = _wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
-    # Both libraries fill what a file lacks with random numbers and go on.
-    missing = sorted(k for k in info["missing_keys"] if not k.endswith("embed_tokens.weight"))
-    if missing:
-        raise UserError(f"{folder / name}: its weights lack {missing[0]}" +
-                        (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
-                        "; expected all that its config.json describes; try to download the model again")
-    # And leave out what the config has no place for, as when it says fewer blocks than there are.
-    surplus = sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids"))
-    if surplus and entry[0] == "diffusers":
-        raise UserError(f"{folder / name}: its weights have {surplus[0]}" +
-                        (f" and {len(surplus) - 1} more" if len(surplus) > 1 else "") +
-                        ", which its config.json does not describe; expected weights and config of one model; try "
-                        "to download the model again")
-    return model.eval().requires_grad_(False)
-
-
-def _wrapped(where: Path, load) -> Any:
-    try:
-        return load()
-    except Exception as error:  # whatever the two libraries raise for a broken config or a wrong shape
-        if is_out_of_memory(error):
-            raise
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{where}: cannot be loaded ({said}); expected the files that diffusers saved; try "
-                        "to download the model again") from error
-
-
 def _published_clip_names(file: Path) -> None:
     """Give CLIP's tensors the names that every version of transformers reads.
 
@@ -215,19 +165,3 @@ def _published_clip_names(file: Path) -> None:
     tensors = load_file(str(file))
     named = {k if k.startswith("text_model.") else f"text_model.{k}": t for k, t in tensors.items()}
     save_file(named, str(file), metadata={"format": "pt"})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of the two libraries while a folder is read or written; their settings come back."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logging in shown:
-            logging.enable_progress_bar()

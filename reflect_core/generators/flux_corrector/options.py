@@ -5,10 +5,10 @@ ReflectionFlow, sections 1.2 (condition picture), 1.4 (attention), 1.8 (text) an
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ...types import Request, UserError
+from ..checking import is_number, is_whole, one_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class CorrectorOptions:
     def __post_init__(self) -> None:
         if isinstance(self.condition_offset, list):  # from JSON
             object.__setattr__(self, "condition_offset", tuple(self.condition_offset))
-        _one_of("text_join", self.text_join, ("train", "search"))
-        _one_of("posterior", self.posterior, ("sample", "mode"))
+        one_of("text_join", self.text_join, ("train", "search"))
+        one_of("posterior", self.posterior, ("sample", "mode"))
         for name in ("condition_size", "max_sequence_length", "max_batch", "text_cache", "condition_cache"):
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
@@ -84,18 +84,3 @@ class CorrectorOptions:
             both = f"{request.prompt} [Reflexion]: {feedback}" if feedback else request.prompt
             return both, both
         return original, f"{request.prompt} [Reflexion] {feedback}" if feedback else request.prompt
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite int or float, and not a bool, which Python counts among the ints."""
-    return is_whole(value) or isinstance(value, float) and math.isfinite(value)
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an int, and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"option {name} is {value!r}; expected {' or '.join(map(repr, choices))}")

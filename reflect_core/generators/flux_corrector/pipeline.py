@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ..memory import enough_memory
+from ..places import Places
+from ..requests import check_request
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
-from .memory import enough_memory
 from .options import CorrectorOptions
-from .places import Places
 from .preview import FITTED, LatentPreview
-from .requests import check_request
 from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
 
 DECODED = 128 * 128

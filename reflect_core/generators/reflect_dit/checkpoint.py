@@ -1,16 +1,20 @@
-"""Reflect-DiT's checkpoint: SANA's 396 tensors under diffusers' names and 29 of its own, with one config.json (2.1, 2.2)."""
+"""Reflect-DiT's checkpoint: SANA's 396 tensors under diffusers' names and 29 of its own, one config.json (2.1, 2.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from ...model_files import read_json, read_safetensors
 from ...types import UserError
 from .context import ContextEncoder
 
+STEM = "diffusion_pytorch_model"
 OWN = ("clip_projection.", "clip_norm.", "reflection_")
 """What the names of the added tensors begin with."""
 NEEDED = {"vision_feature_dim": int, "num_reflection_transformer_layers": int}
@@ -39,6 +43,58 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
     return transformer, context
 
 
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[SanaTransformer2DModel, ContextEncoder]:
+    """The two modules of a checkpoint: `config.json` beside its weights, whole or in shards, safetensors or `.bin`.
+
+    A `.bin` is read by torch's weights-only loading, which runs no code; where both are there the safetensors are
+    read. UserError, naming the file, for what cannot be read or does not fit.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json", "expected the one of a Reflect-DiT checkpoint; try the folder above or "
+                                               "below")
+    check_config(config)
+    with torch.device("meta"):
+        transformer, context = build(config)
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        weights |= {name: tensor.to(dtype) for name, tensor in _read(file).items()}
+    check_names({**transformer.state_dict(), **context.state_dict()}, weights)
+    transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)}, assign=True)
+    context.load_state_dict({k: v for k, v in weights.items() if k.startswith(OWN)}, assign=True)
+    return transformer.requires_grad_(False), context.requires_grad_(False)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The one file, or the shards that an index lists. UserError if there are none."""
+    for suffix in (".safetensors", ".bin"):
+        index = folder / f"{STEM}{suffix}.index.json"
+        if index.is_file():
+            names = read_json(index, "").get("weight_map")
+            if not isinstance(names, dict) or not all(
+                    isinstance(name, str) and Path(name).name == name and name.endswith(suffix)
+                    for name in names.values()):
+                raise UserError(f"{index}: its weight_map is not of names of {suffix} files beside it; try to copy or "
+                                "download it again")
+            return [folder / name for name in sorted(set(names.values()))]
+        if (folder / f"{STEM}{suffix}").is_file():
+            return [folder / f"{STEM}{suffix}"]
+    raise UserError(f"{folder}: has no weights; expected {STEM}.safetensors or {STEM}.bin, or an index of shards")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)[0]
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the unpickler met
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file}: cannot be read as weights alone ({said}); expected a file of tensors; try to "
+                        "download it again, or a release in safetensors") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{file}: holds something besides tensors; expected a state dict")
+    return weights
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     if not config.get("reflection"):
         raise UserError("the config says nothing of reflection: it is of plain SANA; expected Reflect-DiT's, with "
@@ -49,7 +105,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UserError(f"{name} in the config is {value!r}; expected a whole number of 1 or more")
     for name, known in (("reflection_mode", (None, "vanilla")), ("context_qk_norm", (None,))):
         if config.get(name) not in known:
-            raise UserError(f"{name} in the config is {config[name]!r}; expected {known[-1]!r}, as in the released model")
+            raise UserError(f"{name} in the config is {config[name]!r}; expected {known[-1]!r}, as in the released "
+                            "model")
 
 
 def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -59,5 +116,5 @@ def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
         if have is None or want is None or have.shape != want.shape:
             got = "missing" if have is None else f"of the shape {tuple(have.shape)}"
             should = "no such tensor" if want is None else f"the shape {tuple(want.shape)}"
-            raise UserError(f"{name} is {got}; expected {should}, as the config makes it; try a checkpoint and a config "
-                            "that belong together")
+            raise UserError(f"{name} is {got}; expected {should}, as the config makes it; try a checkpoint and a "
+                            "config that belong together")

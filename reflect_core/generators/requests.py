@@ -1,11 +1,11 @@
-"""What a FLUX corrector can be asked to draw: every field of a request is checked before the first is drawn."""
+"""What a generator can be asked to draw: every field of a request is checked before the first is drawn."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from ...types import Request, UserError
-from .options import is_number, is_whole
+from ..types import Request, UserError
+from .checking import is_number, is_whole
 
 
 def check_request(request: Request, patch: int, max_context: int) -> None:
@@ -13,7 +13,7 @@ def check_request(request: Request, patch: int, max_context: int) -> None:
 
     Args:
         patch: pixels to one token along a side; width and height are multiples of it.
-        max_context: 1 for a model with a corrector LoRA, 0 for one without.
+        max_context: pairs that the model sees at most: 0 plain, 1 ReflectionFlow, 3 Reflect-DiT.
     """
     _check_text("prompt", request.prompt)
     if request.original_prompt is not None:
@@ -38,9 +38,9 @@ def _check_context(request: Request, max_context: int) -> None:
     if request.context and not max_context:
         raise UserError("a request has a picture to correct, but this model has no corrector LoRA; "
                         "expected a plain request, or a model with one; try to load it with a corrector's LoRA")
-    if len(request.context) > 1:
-        raise UserError(f"a request has {len(request.context)} context pairs; expected at most 1, which "
-                        "is all that a FLUX corrector sees; try the latest")
+    if len(request.context) > max_context:
+        raise UserError(f"a request has {len(request.context)} context pairs; expected at most {max_context}, which "
+                        "is all that this model sees; try the latest")
     for pair in request.context:
         _check_text("feedback", pair.feedback)
         if pair.picture is None:

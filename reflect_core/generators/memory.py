@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ...types import UserError
+from ..types import UserError
 
 
 def is_out_of_memory(error: BaseException) -> bool:

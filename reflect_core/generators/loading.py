@@ -1,0 +1,78 @@
+"""Components of a model folder through diffusers and transformers: without network, and complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..types import UserError
+from .memory import is_out_of_memory
+
+
+def load_part(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> Any:
+    import transformers
+
+    cls = class_of(entry)
+    where = {"local_files_only": True}
+    if "tokenizer" in name or name == "scheduler":
+        return wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
+    # transformers says `dtype` since 4.56 and warns about the older word, which diffusers still has.
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    new_word = entry[0] == "transformers" and version >= (4, 56)
+    where |= {"dtype" if new_word else "torch_dtype": dtype, "use_safetensors": True,
+              "output_loading_info": True}
+    model, info = wrapped(folder / name, lambda: cls.from_pretrained(folder / name, **where))
+    # Both libraries fill what a file lacks with random numbers and go on.
+    missing = sorted(k for k in info["missing_keys"] if not k.endswith("embed_tokens.weight"))
+    if missing:
+        raise UserError(f"{folder / name}: its weights lack {missing[0]}" +
+                        (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
+                        "; expected all that its config.json describes; try to download the model again")
+    # And leave out what the config has no place for, as when it says fewer blocks than there are.
+    surplus = sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids"))
+    if surplus and entry[0] == "diffusers":
+        raise UserError(f"{folder / name}: its weights have {surplus[0]}" +
+                        (f" and {len(surplus) - 1} more" if len(surplus) > 1 else "") +
+                        ", which its config.json does not describe; expected weights and config of one model; try "
+                        "to download the model again")
+    return model.eval().requires_grad_(False)
+
+
+def class_of(entry: list[str]) -> type:
+    """The class that an entry of model_index.json names."""
+    import diffusers
+    import transformers
+
+    library, kind = entry
+    return getattr(diffusers if library == "diffusers" else transformers, kind)
+
+
+def wrapped(where: Path, load) -> Any:
+    try:
+        return load()
+    except Exception as error:  # whatever the two libraries raise for a broken config or a wrong shape
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{where}: cannot be loaded ({said}); expected the files that diffusers saved; try "
+                        "to download the model again") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of the two libraries while a folder is read or written; their settings come back."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""A SANA model as a folder in diffusers' layout, plain or with Reflect-DiT's weights, read without network.
+
+`transformer/` may hold either: a `config.json` with the keys of Reflect-DiT is the released checkpoint's
+layout (`checkpoint.py`). With it the folder needs a SigLIP vision model in `image_encoder/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...model_files import check_model_folder, read_json
+from ...types import UserError
+from ..loading import load_part, quiet
+from ..memory import enough_memory
+from .checkpoint import check_config, load, weight_files
+
+VISION = "image_encoder"
+_CLASSES = {
+    "transformer": [("diffusers", "SanaTransformer2DModel")],
+    "vae": [("diffusers", "AutoencoderDC")],
+    "text_encoder": [("transformers", "Gemma2Model")],
+    "tokenizer": [("transformers", kind) for kind in ("GemmaTokenizerFast", "GemmaTokenizer",
+                                                      "PreTrainedTokenizerFast")],
+    "scheduler": [("diffusers", "DPMSolverMultistepScheduler")],
+}
+
+
+def check_folder(folder: str | Path, checkpoint: str | Path | None = None) -> tuple[dict[str, Any], Path | None]:
+    """The model index of a SANA folder, and the checkpoint of Reflect-DiT that goes with it, or None.
+
+    `checkpoint`: its folder, where it does not lie in the model's own `transformer/`. Reads no weights. Raises
+    UserError, naming the file.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "transformer" / "config.json", "expected the config of a SANA transformer")
+    own = config.get("reflection")
+    index = check_model_folder(folder, list(_CLASSES) + ([VISION] if own or (folder / VISION).is_dir() else []))
+    for name, choices in _CLASSES.items():
+        if tuple(index[name]) not in choices:
+            library, kind = index[name]
+            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected "
+                            f"{' or '.join(map(' '.join, choices))}; Reflect-DiT is of the SANA family")
+    place = Path(checkpoint) if checkpoint is not None else folder / "transformer" if own else None
+    if place is None:
+        return index, None
+    place = place.parent if place.is_file() else place
+    check_config(read_json(place / "config.json", "expected the one of a Reflect-DiT checkpoint"))
+    weight_files(place)
+    if vision_folder(folder, place) is None:
+        raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
+                        "google/siglip-large-patch16-384), which sees the flawed pictures")
+    return index, place
+
+
+def vision_folder(folder: Path, checkpoint: Path) -> Path | None:
+    """Where the picture encoder lies: with the model or with the checkpoint."""
+    return next((place for place in (folder, checkpoint) if (place / VISION / "config.json").is_file()), None)
+
+
+def load_components(folder: str | Path, checkpoint: str | Path | None = None, dtype: torch.dtype = torch.float32,
+                    device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Every component by its name, models in evaluation mode and frozen; checked before the first weight is read."""
+    folder = Path(folder)
+    index, place = check_folder(folder, checkpoint)
+    parts: dict[str, Any] = {}
+    with quiet(), enough_memory():
+        for name in _CLASSES:
+            if name != "transformer" or place is None:
+                parts[name] = load_part(folder, name, index[name], dtype)
+        if place is not None:
+            parts["transformer"], parts["context"] = load(place, dtype)
+            where = vision_folder(folder, place)
+            parts[VISION] = load_part(where, VISION, ["transformers", "SiglipVisionModel"], dtype)
+        return {name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()}

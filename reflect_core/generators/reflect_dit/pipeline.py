@@ -1,0 +1,195 @@
+"""The generator of the SANA family: plain pictures, and pictures drawn with flawed ones in view (Reflect-DiT).
+
+Without context a request comes out as from diffusers' own SanaPipeline with the same seed. With up to K
+(picture, feedback) pairs their tokens stand beside the prompt's. Several prompts and tries go in one batch and
+come out as one at a time; every random number comes from the request's seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.image_processor import PixArtImageProcessor
+from torch import Tensor, nn
+
+from ...presets.load import read_settings
+from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ..memory import enough_memory
+from ..places import Places
+from ..requests import check_request
+from .cached import Prepared, Rows, denoise, prepare
+from .context import ContextEncoder, Pairs
+from .encoding import Pictures, Texts, instruction
+from .folder import load_components
+from .options import ReflectOptions
+
+DEFAULTS = {"width": 1024, "height": 1024, "steps": 20, "guidance": 4.5}
+"""What the paper draws with."""
+
+
+class ReflectDiT:
+    """Draws requests with a SANA model and, with Reflect-DiT's weights, with flawed pictures in view. See
+    `Generator`."""
+
+    def __init__(self, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer: Any,
+                 scheduler: Any, context: ContextEncoder | None = None, image_encoder: nn.Module | None = None,
+                 options: ReflectOptions | None = None, defaults: dict[str, Any] | None = None) -> None:
+        """Take loaded components of one dtype. Most callers want `from_folder`."""
+        self.options = options = ReflectOptions() if options is None else options
+        if (context is None) != (image_encoder is None):
+            raise UserError("got only one of Reflect-DiT's context and a picture encoder; expected both, or plain SANA")
+        self.transformer, self.context, self.vae = transformer, context, vae
+        self.parts = {"text_encoder": text_encoder, "vae": vae, "transformer": transformer}
+        if image_encoder is not None:
+            self.parts["image_encoder"] = image_encoder
+        self.places = Places(self.parts)
+        """Asked before a part is used; a memory manager sets `places.manager`."""
+        self.schedule_config = dict(scheduler.config)
+        self.defaults = DEFAULTS | (defaults or {})
+        self.texts = Texts(tokenizer, text_encoder, options.max_sequence_length, options.text_cache, self.places)
+        self.pictures = None if image_encoder is None else Pictures(image_encoder, options.image_tokens,
+                                                                    options.picture_cache, self.places)
+        self.instruction = instruction(options.prompt_instruction)
+        self.patch = 2 ** (len(vae.config.encoder_block_out_channels) - 1) * transformer.config.patch_size
+        self.processor = PixArtImageProcessor(vae_scale_factor=self.patch)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
+                    device: str | torch.device = "cpu", options: ReflectOptions | None = None,
+                    **changes: Any) -> ReflectDiT:
+        """Load a model folder, without network. What is wrong is said before any weight of the model is read.
+
+        Args:
+            path: a SANA model in diffusers layout, see `folder.py`.
+            lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer.
+            options: all switches at once, instead of those in the folder's reflect.json.
+            changes: single switches, on top of either.
+
+        Raises UserError for a folder, checkpoint or option that cannot be used.
+        """
+        defaults, settings = read_settings(path)
+        settings = changes if options is not None else settings | changes
+        known = {f.name for f in fields(ReflectOptions)}
+        if unknown := sorted(set(settings) - known):
+            raise UserError(f"{path}: Reflect-DiT has no option {unknown[0]!r}; expected one of "
+                            f"{', '.join(sorted(known))}")
+        options = replace(options or ReflectOptions(), **settings)
+        return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
+
+    @property
+    def max_context(self) -> int:
+        """K with Reflect-DiT's weights, 0 with plain SANA."""
+        return 0 if self.context is None else self.options.max_context
+
+    def evaluations(self, request: Request) -> int:
+        """Denoiser evaluations that drawing `request` costs: one a step and guidance branch."""
+        return request.steps * (2 if request.guidance > 1 else 1)
+
+    def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
+        """Draw every request; the results are in the order of the requests.
+
+        Requests of equal size and steps, with guidance or without, with context or without, go together, up to
+        `max_batch` at a time, in the order given. `callback` is called after each step of each batch and may raise
+        to cancel.
+        """
+        for request in requests:
+            check_request(request, self.patch, self.max_context)
+        made: list = [None] * len(requests)
+        for numbers in self._batches(requests):
+            batch, start = [requests[n] for n in numbers], time.perf_counter()
+            with torch.no_grad(), enough_memory():
+                latents, calls = self._sample(batch, callback)
+                pictures = [self._picture(row[None], batch[0]) for row in latents]
+            seconds = (time.perf_counter() - start) / len(batch)
+            for n, picture, encoded in zip(numbers, pictures, calls):
+                made[n] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(requests[n]),
+                                              text_encoder_calls=encoded, seconds=seconds))
+        return made
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        groups: dict[tuple, list[int]] = {}
+        for number, r in enumerate(requests):
+            groups.setdefault((r.width, r.height, r.steps, r.guidance > 1, bool(r.context)), []).append(number)
+        most = self.options.max_batch
+        return [numbers[i:i + most] for numbers in groups.values() for i in range(0, len(numbers), most)]
+
+    def _sample(self, batch: Sequence[Request], callback: StepCallback | None) -> tuple[Tensor, list[int]]:
+        """Latents (B, C, H, W) in fp32 of requests that go together, and each one's text-encoder calls."""
+        first, dtype = batch[0], self.transformer.dtype
+        shape = (1, self.transformer.config.in_channels, first.height // self.patch, first.width // self.patch)
+        noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(r.seed)) for r in batch]
+        rows, pairs, calls = self._inputs(batch)
+        pixels = first.width * first.height * len(rows.states)
+        device = self.places("transformer", pixels)
+        scheduler = DPMSolverMultistepScheduler.from_config(self.schedule_config)
+        scheduler.set_timesteps(first.steps, device=device)
+        prepared = self._prepare(scheduler.timesteps, rows, pairs, device, dtype)
+
+        latents = torch.cat(noise).to(device)
+        guided = first.guidance > 1
+        guidance = torch.tensor([r.guidance for r in batch], device=device).view(-1, 1, 1, 1)
+        for step, t in enumerate(scheduler.timesteps):
+            given = (torch.cat([latents, latents]) if guided else latents).to(dtype)
+            velocity = denoise(self.transformer, prepared, given, step).float()
+            if guided:
+                without, told = velocity.chunk(2)
+                velocity = without + guidance * (told - without)
+            latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+            if callback is not None:
+                callback(Step(step + 1, first.steps))
+        return latents, calls
+
+    def _prepare(self, timesteps: Tensor, rows: Rows, pairs: Pairs | None, device, dtype: torch.dtype) -> Prepared:
+        rows = Rows(rows.states.to(device, dtype), rows.mask.to(device))
+        beside = None
+        if pairs is not None:
+            pairs = replace(pairs, images=pairs.images.to(device, dtype), texts=pairs.texts.to(device, dtype),
+                            text_mask=pairs.text_mask.to(device))
+            half = len(pairs.rows) // 2
+            if pairs.rows[0] is None:
+                beside = [*range(half, 2 * half), *range(half)]
+        scaled = timesteps * self.transformer.config.timestep_scale
+        return prepare(self.transformer, self.context, scaled, rows, pairs, beside, mask_last=self.options.mask_last,
+                       pad_context=self.options.pad_context, rotary_bf16=self.options.rotary_bf16)
+
+    def _inputs(self, batch: Sequence[Request]) -> tuple[Rows, Pairs | None, list[int]]:
+        """Prompt states and contexts of all rows, those without a prompt first, and each request's encoder calls."""
+        told = [self.texts.states(r.prompt, self.instruction) for r in batch]
+        calls = [int(new) for _, new in told]
+        states = [one for one, _ in told]
+        guided = batch[0].guidance > 1
+        if guided:
+            nothing, new = self.texts.states("")
+            calls[0] += int(new)
+            states = [nothing] * len(batch) + states
+        pairs = None
+        if batch[0].context:
+            images, texts, owned = [], [], []
+            for number, request in enumerate(batch):
+                owned.append(tuple(range(len(images), len(images) + len(request.context))))
+                for pair in request.context:
+                    words, new = self.texts.states(pair.feedback, self.options.feedback_prefix)
+                    calls[number] += int(new)
+                    images.append(self.pictures.tokens(pair.picture))
+                    texts.append(words)
+            pairs = Pairs(torch.stack(images), *_padded(texts), (None,) * (len(batch) if guided else 0) + tuple(owned))
+        return Rows(*_padded(states)), pairs, calls
+
+    def _picture(self, latents: Tensor, request: Request) -> Picture:
+        device = self.places("vae", request.width * request.height)
+        latents = latents.to(device, self.vae.dtype) / self.vae.config.scaling_factor
+        image = self.vae.decode(latents, return_dict=False)[0]
+        return self.processor.postprocess(image, output_type="pil")[0]
+
+
+def _padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (L, D) to one tensor (B, L, D) and the mask (B, L) of real tokens."""
+    lengths = torch.tensor([len(one) for one in states])
+    padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
