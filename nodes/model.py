@@ -40,9 +40,7 @@ class ReflectModel:
         choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2)
         self.choice, self.name = choice, choice.name
         self.generator = choice.load()
-        held = {name: [part] for name, part in self.generator.parts.items()}
-        if self.generator.lora is not None:
-            held["transformer"].append(self.generator.lora)
+        held = {name: [part, *self.generator.companions.get(name, ())] for name, part in self.generator.parts.items()}
         self.parts = Parts(held, keep)
         self.generator.places.manager = self.parts.place
         choice.device = str(self.patcher.load_device)

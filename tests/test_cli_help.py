@@ -6,9 +6,10 @@ from dataclasses import fields
 import pytest
 from command import reflect
 
-from reflect_core.cli.help import FLUX_OPTIONS, PICTURES, SETTINGS
+from reflect_core.cli.help import FLUX_OPTIONS, PICTURES, SANA_OPTIONS, SETTINGS
 from reflect_core.cli.parser import make_parser
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
+from reflect_core.generators.reflect_dit.options import ReflectOptions
 from reflect_core.search import POLICIES
 
 
@@ -16,9 +17,10 @@ def test_every_setting_of_every_policy_is_explained():
     assert SETTINGS.keys() == {f.name for policy in POLICIES.values() for f in fields(policy)}
 
 
-def test_every_option_of_the_flux_family_is_explained():
+def test_every_option_of_both_families_is_explained():
     # Where the text encoders are kept is an argument of its own of `from_folder`.
     assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device"}
+    assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)}
 
 
 def test_the_values_shown_are_those_of_the_policies(capsys):

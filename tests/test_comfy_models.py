@@ -1,12 +1,14 @@
 """Models on the real ComfyUI: one's own folder, damage, eviction, streamed layers."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from tiny_sana import write_tiny_sana
 
 from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
-from reflect_core.bench.graphs import loop
+from reflect_core.bench.graphs import all_in_one, loop
 
 pytestmark = pytest.mark.skipif(find_comfyui() is None, reason=SKIP)
 PRESET = ROOT / "reflect_core" / "presets" / "shapes-flux"
@@ -19,6 +21,8 @@ def engine(tmp_path_factory):
         shutil.copytree(PRESET, base / "models" / kind / name)
     file = base / "models" / "diffusers" / "torn" / "transformer" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
+    write_tiny_sana(base / "models" / "reflect" / "sana", settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}})
     index = base / "models" / "diffusers" / "stranger" / "model_index.json"
     index.write_text(index.read_text().replace("FluxPipeline", "SomethingElse"))
     with Engine(find_comfyui(), base) as running:
@@ -50,6 +54,25 @@ def test_evicted_and_used_again_it_draws_the_same(engine):
     pictures(engine, sample_seed=12)
     engine.post("/free", {"unload_models": True, "free_memory": True})
     assert pictures(engine, sample_seed=11) == first
+
+
+def test_a_model_that_sees_several_pictures(engine):
+    """Random weights of the SANA family, never right: each round is drawn with up to three earlier ones in view, in the
+    wired loop as in the one in a single node."""
+    small = {"sample.candidates": 1, "sample.steps": 2, "sample.guidance": 4.5, "model.model": "sana",
+             "controller.rounds": 5}
+    done = engine.run(loop(small))
+    assert done.error is None, done.error
+    (run,) = json.loads(engine.picture(done.outputs["save"]["images"][0]).info["reflect_run"]).values()
+    told = [one.get("reflection", "").count(";") + bool(one.get("reflection")) for one in run["candidates"]]
+    assert told[:4] == [0, 1, 2, 3]
+    one = engine.run(all_in_one(policy="reflect_dit", budget=5, steps=2, guidance=4.5) | {
+        "model": {"class_type": "ReflectLoadModel", "inputs": {**loop()["model"]["inputs"], "model": "sana"}}})
+    assert one.error is None, one.error
+    seen = [[np.asarray(engine.picture(p)).tobytes() for p in part.outputs["all"]["images"]] for part in (done, one)]
+    assert seen[0] == seen[1], "the same pictures, to the bit"
+    wrong = engine.run(all_in_one(policy="reflect_dit", budget=5))
+    assert "it takes 1" in wrong.error["exception_message"]
 
 
 def test_a_damaged_model_is_told_and_the_queue_goes_on(engine):

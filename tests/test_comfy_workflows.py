@@ -58,7 +58,7 @@ def test_a_persons_words_are_what_the_second_round_draws(engine):
 
 
 @pytest.mark.parametrize("name, said", [("reflectionflow", "black-forest-labs/FLUX.1-dev"),
-                                        ("reflect_dit", "cannot load 'reflect-dit' yet")])
+                                        ("reflect_dit", "siglip-large-patch16-384")])
 def test_the_papers_workflows_say_what_is_missing(engine, name, said):
     graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     message = engine.run(graph).error["exception_message"]

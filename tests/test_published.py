@@ -2,6 +2,7 @@
 
 import pytest
 
+from reflect_core.presets import published
 from reflect_core.presets.published import find_published, how_to_get, published_names
 from reflect_core.types import UserError
 
@@ -29,9 +30,17 @@ def test_both_parts_must_be_there(tmp_path):
     assert find_published("flux-corrector", roots) == (index.parent, lora)
 
 
-def test_a_set_that_cannot_be_loaded_yet_says_so_before_anybody_downloads_it(tmp_path):
+def test_a_set_of_three_parts_is_found_by_the_folder_of_its_checkpoint(tmp_path):
     put(tmp_path / "Sana_1600M_1024px_MultiLing_diffusers" / "model_index.json")
-    put(tmp_path / "reflect-dit" / "config.json")
+    checkpoint = put(tmp_path / "reflect-dit" / "config.json").parent
+    assert find_published("reflect-dit", [tmp_path]) is None
+    assert "siglip" in how_to_get("reflect-dit", tmp_path)
+    put(checkpoint / "image_encoder" / "config.json")
+    assert find_published("reflect-dit", [tmp_path]) == (tmp_path / "Sana_1600M_1024px_MultiLing_diffusers", checkpoint)
+
+
+def test_a_family_that_there_is_no_generator_of_says_so_before_anybody_downloads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "FAMILIES", {})
     assert find_published("reflect-dit", [tmp_path]) is None
     assert "cannot load 'reflect-dit' yet" in how_to_get("reflect-dit", tmp_path)
 

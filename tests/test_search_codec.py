@@ -109,7 +109,7 @@ def test_policy(policy):
 
 def test_policy_settings_left_out_take_their_defaults():
     assert policy_from_json({"name": "best_of_n", "n": 5}) == BestOfN(5)
-    assert set(POLICIES) == {"best_of_n", "noise_prompt", "reflection_flow"}
+    assert set(POLICIES) == {"best_of_n", "noise_prompt", "reflection_flow", "reflect_dit"}
 
 
 @pytest.mark.parametrize("data, words", [

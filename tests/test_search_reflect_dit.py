@@ -51,7 +51,7 @@ def test_one_text_for_all_leaves_one_pair():
 def test_k_of_one_and_nothing_to_say():
     assert contexts(drawn(ReflectDiTSearch(3, context=1), "a", "b"))[2][0][1] in "ab"
     assert contexts(drawn(ReflectDiTSearch(3), "", "b")) == [[], [], [(1, "b")]]
-    assert contexts(drawn(ReflectDiTSearch(3, silent=True), "", "b")) == [[], [(0, "")], [(0, ""), (1, "b")]]
+    assert contexts(drawn(ReflectDiTSearch(3, keep_silent=True), "", "b")) == [[], [(0, "")], [(0, ""), (1, "b")]]
 
 
 def test_it_ends_with_the_first_accepted_picture_and_else_with_the_best_or_last():
@@ -69,7 +69,7 @@ def test_official_and_what_it_needs():
 
 
 @pytest.mark.parametrize("settings, said", [({"tries": 0}, "tries"), ({"context": 0}, "context"),
-                                            ({"answer": "first"}, "answer"), ({"silent": 2}, "silent")])
+                                            ({"answer": "first"}, "answer"), ({"keep_silent": 2}, "keep_silent")])
 def test_settings_out_of_range(settings, said):
     with pytest.raises(UserError, match=said):
         ReflectDiTSearch(**settings)

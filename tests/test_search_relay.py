@@ -8,7 +8,18 @@ from PIL import Image
 
 from reflect_core.judges import find_judge
 from reflect_core.reflectors import SpokenReflector
-from reflect_core.search import BestOfN, Budget, NoisePromptScaling, ReflectionFlow, keep, load, relay, replay, start
+from reflect_core.search import (
+    BestOfN,
+    Budget,
+    NoisePromptScaling,
+    ReflectDiTSearch,
+    ReflectionFlow,
+    keep,
+    load,
+    relay,
+    replay,
+    start,
+)
 from reflect_core.search.decision import decide, finish
 from reflect_core.search.run import Run
 from reflect_core.types import UserError
@@ -296,3 +307,23 @@ def test_a_run_that_goes_on_with_another_model_says_so(tmp_path):
     assert (header.model, header.fingerprint, header.settings) == ("one", "print of one", {"model": {"folder": "one"}})
     assert [(first, entry.settings["model"]) for first, entry in told.resumed] == [(2, {"folder": "two"})]
     assert not on(on(None, "one"), "one").run.resumed
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_model_that_sees_several_pictures_is_shown_them(count, tmp_path):
+    whole = start(REQUEST, ReflectDiTSearch(count, early_stop=False), FakeGenerator(max_context=3), FakeVerifier(2),
+                  FakeReflector(), chunk=1).run()
+    mine = rounds(count, n=1, generator=FakeGenerator(max_context=3))[-1]
+    assert drawn(mine.run) == drawn(whole)
+    assert [len(c.request.context) for c in mine.run.candidates][:3] == [0, 1, 2]
+    keep.save(mine, tmp_path / "run")
+    header, _ = load(tmp_path / "run")
+    assert header.policy == ReflectDiTSearch(count).to_json()
+    again = keep.load_run(tmp_path / "run")
+    on = relay.draw(relay.reflect(again, FakeReflector()), REQUEST, 1, FakeGenerator(max_context=3))
+    assert len(on.run.candidates[-1].request.context) == 3
+
+
+def test_with_several_candidates_a_round_each_is_shown_one(tmp_path):
+    run = rounds(3, n=2, generator=FakeGenerator(max_context=3))[-1].run
+    assert {len(c.request.context) for c in run.candidates} == {0, 1}

@@ -35,6 +35,10 @@ SETTINGS = {
     "pool_steps": "denoising steps of the pool; null: as --steps",
     "corrector_steps": "denoising steps of a correction; null: as --steps",
     "corrector_guidance": "guidance of a correction; null: as --guidance",
+    "tries": "pictures, one after another",
+    "context": "earlier pictures, with what was said of them, that a picture is drawn with at most",
+    "answer": "which picture is kept if none is accepted: 'best' or 'last'",
+    "keep_silent": "a picture of which there is nothing to say is shown to the model too, without words",
 }
 SINGULAR = {"noise_prompt": {"rounds": "how often a picture is drawn, each time from a rewritten prompt"}}
 """Where a policy means something else by the same name."""
@@ -56,6 +60,20 @@ FLUX_OPTIONS = {
     "condition_cache": "pictures that are kept encoded (64)",
 }
 
+SANA_OPTIONS = {
+    "max_batch": "pictures drawn at once (4)",
+    "max_context": "earlier pictures that the model is shown at most (3)",
+    "image_tokens": "tokens of each of them, a square number (64)",
+    "prompt_instruction": "what the text encoder reads before the prompt: 'sana', SANA's own; '' nothing; or a text",
+    "feedback_prefix": "what it reads before a feedback (nothing)",
+    "max_sequence_length": "tokens of a prompt or a feedback (300)",
+    "mask_last": "false lets the last token of the context be seen, for experiments",
+    "pad_context": "false leaves padding out of the context, for experiments",
+    "rotary_bf16": "false keeps the context's positions in full precision, for experiments",
+    "text_cache": "texts that are kept encoded (64)",
+    "picture_cache": "pictures that are kept encoded (64)",
+}
+
 
 def settings_help() -> str:
     """All settings of all policies with their defaults."""
@@ -70,7 +88,7 @@ def settings_help() -> str:
 
 def options_help() -> str:
     return "\n".join(["options of FLUX models, for --option (with what holds if reflect.json says nothing else):",
-                      *_list(FLUX_OPTIONS)])
+                      *_list(FLUX_OPTIONS), "and of SANA models with Reflect-DiT's weights:", *_list(SANA_OPTIONS)])
 
 
 def _value(value: object) -> str:

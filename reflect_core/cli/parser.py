@@ -65,7 +65,8 @@ def _run(commands) -> None:
     group = parser.add_argument_group("the search")
     group.add_argument("--policy", default="reflection_flow", choices=[*POLICIES, "official"],
                        help="how to search (default: %(default)s, which corrects pictures in rounds); best_of_n draws "
-                       "anew and keeps the best, noise_prompt also rewrites the prompt, and 'official' is "
+                       "anew and keeps the best, noise_prompt also rewrites the prompt, reflect_dit draws one picture "
+                       "after another with the earlier ones in view, and 'official' is "
                        "reflection_flow as the script of its authors has it: 32 pictures from noise and 32 "
                        "corrections, all of them drawn, and its way of joining texts")
     group.add_argument("--pictures", type=int, metavar="N", help="never more pictures than this (default: "

@@ -82,7 +82,8 @@ class ModelChoice:
             if path.is_file() and path.suffix in kinds and not (self.lora and name.parts[0] == "lora"):
                 yield name.as_posix(), path
         if self.lora is not None:
-            files = sorted(self.lora.glob("*.safetensors")) if self.lora.is_dir() else [self.lora]
+            weights = [p for p in sorted(self.lora.glob("*")) if p.suffix in (".safetensors", ".bin")]
+            files = weights if self.lora.is_dir() else [self.lora]
             yield from (("lora/" + path.name, path) for path in files)
 
 

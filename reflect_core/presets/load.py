@@ -26,6 +26,7 @@ __all__ = ["PICKLES", "check_model_folder", "check_safetensors", "find_model", "
 # A pipeline's class in model_index.json -> where its generator is. Each has `from_folder(path, **options)`.
 FAMILIES = {
     "FluxPipeline": ("..generators.flux_corrector.pipeline", "FluxCorrector"),
+    "SanaPipeline": ("..generators.reflect_dit.pipeline", "ReflectDiT"),
 }
 
 

@@ -34,6 +34,7 @@ class Published:
     """The base's pipeline class."""
     base: Source
     corrector: Source
+    others: tuple[Source, ...] = ()
 
 
 PUBLISHED = {
@@ -48,7 +49,9 @@ PUBLISHED = {
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
                "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16", "licence: see its page"),
         Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
-               "3.5 GB", "no licence is stated")),
+               "3.5 GB", "no licence is stated"),
+        (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",
+                "2.6 GB", "Apache-2.0"),)),
 }
 """The sizes are of what is needed of each repository."""
 
@@ -58,7 +61,8 @@ def published_names() -> list[str]:
 
 
 def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
-    """(base folder, corrector's file) of a set below some of the folders, or None where a part is missing.
+    """(base folder, corrector's file, or its folder where that has a config) of a set below some of the folders, or
+    None where a part is missing.
 
     None, too, for a family that there is no generator of yet. `own_lora` takes the place of the published
     corrector, which then need not be there.
@@ -70,9 +74,13 @@ def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None
                 None)
     if base is None:
         return None
+    if not all(any((root / other.name / other.file).is_file() for root in roots) for other in wanted.others):
+        return None
     places = [root / wanted.corrector.name / wanted.corrector.file for root in roots]
     corrector = next((file for file in ([Path(own_lora)] if own_lora else places) if file.is_file()), None)
-    return None if corrector is None else (base, corrector)
+    if corrector is None:
+        return None
+    return base, corrector.parent if corrector.name == "config.json" else corrector
 
 
 def how_to_get(name: str, models: Path) -> str:
@@ -80,7 +88,7 @@ def how_to_get(name: str, models: Path) -> str:
     wanted = _set(name)
     instead = "the model 'shapes-flux', which comes with the pack and runs the same workflow with the judge 'shapes'"
     parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
-             for part in (wanted.base, wanted.corrector)]
+             for part in (wanted.base, wanted.corrector, *wanted.others)]
     if wanted.family not in FAMILIES:
         return (f"this version cannot load {name!r} yet, do not download it for now; a later one will expect "
                 f"{'; and '.join(parts)}; try {instead}")

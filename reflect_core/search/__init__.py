@@ -14,6 +14,7 @@ from .ledger import Ledger
 from .noise_prompt import NoisePromptScaling
 from .policy import Action, Draw, Judge, Policy, Refine, Reflect, Stop, derive_seed
 from .record import Record, load
+from .reflect_dit import ReflectDiTSearch
 from .reflection_flow import ReflectionFlow
 from .registry import POLICIES, policy_from_json
 from .replay import ReplayReport, replay
@@ -23,7 +24,7 @@ from .stepper import Stepper
 
 __all__ = [
     "Action", "ActorError", "BestOfN", "Budget", "Candidate", "Draw", "Event", "Header", "Judge", "Ledger",
-    "NoisePromptScaling", "POLICIES", "Policy", "Record", "Refine", "Reflect", "ReflectionFlow",
-    "ReplayReport", "Run", "Stepper", "Stop", "derive_seed", "load", "policy_from_json", "replay", "resume",
-    "start",
+    "NoisePromptScaling", "POLICIES", "Policy", "Record", "Refine", "Reflect",
+    "ReflectDiTSearch", "ReflectionFlow", "ReplayReport", "Run", "Stepper", "Stop", "derive_seed", "load",
+    "policy_from_json", "replay", "resume", "start",
 ]

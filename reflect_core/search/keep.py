@@ -40,7 +40,8 @@ def load_run(folder: str | os.PathLike) -> RunSoFar:
     """The run on record in `folder`, to be looked at or gone on with. UserError as `search.load`."""
     header, run = load(folder)
     branches = header.policy.get("branches") or len(run.in_round(run.rounds - 1)) or 1
-    return RunSoFar(run, branches, header.model, header.fingerprint, header.settings)
+    return RunSoFar(run, branches, header.model, header.fingerprint, header.settings,
+                    context=header.policy.get("context") or 1)
 
 
 def compact(so_far: RunSoFar) -> dict[str, Any]:

@@ -5,7 +5,7 @@ pairs: all that there are, oldest first, and once there are more, so many of tho
 drawn at random. Our own defaults differ from the official script in that
 
 - the answer is the best picture, where none is accepted (official: the last one, `answer='last'`);
-- a picture on which there was nothing to say is no context (official: it is, with an empty text, `silent=True`);
+- a picture on which there was nothing to say is no context (official: it is, with an empty text, `keep_silent=True`);
 - every choice comes from the run's seed (official: unseeded).
 """
 
@@ -44,7 +44,7 @@ class ReflectDiTSearch(Policy):
     """K, pairs that a picture is drawn with at most."""
     answer: str = "best"
     """Which picture is the answer if none is accepted: 'best' or 'last'."""
-    silent: bool = False
+    keep_silent: bool = False
     """Whether a picture on which there was nothing to say is context too, with an empty feedback."""
     early_stop: bool = True
     """Stop at the first accepted picture."""
@@ -53,12 +53,12 @@ class ReflectDiTSearch(Policy):
         check_count(self.name, "tries", self.tries, 1)
         check_count(self.name, "context", self.context, 1)
         check_choice(self.name, "answer", self.answer, ("best", "last"))
-        for name in ("silent", "early_stop"):
+        for name in ("keep_silent", "early_stop"):
             check_choice(self.name, name, getattr(self, name), (True, False))
 
     @classmethod
     def official(cls) -> ReflectDiTSearch:
-        return cls(answer="last", silent=True)
+        return cls(answer="last", keep_silent=True)
 
     @classmethod
     def for_budget(cls, n: int, **settings) -> ReflectDiTSearch:
@@ -98,7 +98,7 @@ class ReflectDiTSearch(Policy):
     def pairs(self, run: Run, round: int) -> tuple[Pair, ...]:
         """The context of a round's picture."""
         said = [Pair((run.reflection(c.id) or "").strip(), c.id) for c in run.candidates if not c.accepted]
-        history = [pair for pair in said if pair.feedback or self.silent]
+        history = [pair for pair in said if pair.feedback or self.keep_silent]
         if len(history) <= self.context:
             return tuple(history)
         different = list({pair.feedback: pair for pair in reversed(history)}.values())[::-1]

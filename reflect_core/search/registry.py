@@ -9,9 +9,10 @@ from . import codec
 from .best_of_n import BestOfN
 from .noise_prompt import NoisePromptScaling
 from .policy import Policy
+from .reflect_dit import ReflectDiTSearch
 from .reflection_flow import ReflectionFlow
 
-POLICIES: dict[str, type[Policy]] = {p.name: p for p in (BestOfN, NoisePromptScaling, ReflectionFlow)}
+POLICIES: dict[str, type[Policy]] = {p.name: p for p in (BestOfN, NoisePromptScaling, ReflectionFlow, ReflectDiTSearch)}
 
 OFFICIAL = "official"
 """The name of ReflectionFlow as published, which has a number of pictures of its own."""

@@ -5,7 +5,8 @@ What is handed on is a `RunSoFar` that never changes: an earlier one can be gone
 another way. Everything is done by the stepper and by the policies that the command line has. Which
 policy draws the next round follows from what was said about the last one:
 
-- reflected on: corrections (`ReflectionFlow`), of prompts that were refined, if they were;
+- reflected on: corrections (`ReflectionFlow`), of prompts that were refined, if they were; or, for a model that is
+  shown several pairs, the next picture with those in view (`ReflectDiTSearch`);
 - refined only: fresh pictures of the refined prompts (`NoisePromptScaling`);
 - neither: fresh pictures (`BestOfN`).
 
@@ -27,6 +28,7 @@ from .events import EventCallback
 from .header import refuse_secrets, versions_here
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
+from .reflect_dit import ReflectDiTSearch
 from .reflection_flow import ReflectionFlow
 from .run import Run
 from .stepper import Stepper
@@ -47,16 +49,25 @@ class RunSoFar:
     """The policy of a run that was searched in one piece; None where each round had its own."""
     chosen: int | None = None
     """The answer's candidate, once somebody has decided."""
+    context: int = 1
+    """Pairs that the model is shown at most. With more than one, and one candidate a round, corrections are
+    Reflect-DiT's."""
 
     def __repr__(self) -> str:
         # ComfyUI prints the inputs of a node that failed.
         return f"<run of {len(self.run.candidates)} candidates in {self.run.rounds} rounds>"
+
+    @property
+    def in_context(self) -> bool:
+        return self.context > 1 and self.candidates == 1
 
     def policy_drawn(self) -> Policy:
         """The policy that comes nearest to how the run was drawn, at its end: for the record's header."""
         run, n, rounds = self.run, self.candidates, max(self.run.rounds - 1, 1)
         if self.policy is not None:
             return self.policy
+        if self.in_context and any(c.request.context for c in run.candidates):
+            return ReflectDiTSearch(rounds + 1, self.context)
         if any(c.request.context for c in run.candidates):
             refined = any(c.request.original_prompt is not None for c in run.candidates)
             return ReflectionFlow(max(len(run.in_round(0)), 1), n, rounds, refine=refined)
@@ -78,8 +89,10 @@ def next_policy(so_far: RunSoFar) -> Policy:
 # One round more than there is: when to stop is the caller's to say.
 
 
-def _corrections(so_far: RunSoFar, refine: bool = False) -> ReflectionFlow:
+def _corrections(so_far: RunSoFar, refine: bool = False) -> Policy:
     n = so_far.candidates
+    if so_far.in_context and not refine:
+        return ReflectDiTSearch(so_far.run.rounds + 1, so_far.context, early_stop=False)
     return ReflectionFlow(n, n, so_far.run.rounds + 1, refine=refine, early_stop=False)
 
 
@@ -121,7 +134,8 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
             model, fingerprint, settings = so_far.model, so_far.fingerprint, so_far.settings
         else:
             settings = {**so_far.settings, **settings}
-    after = RunSoFar(run, candidates, model, fingerprint, settings)
+    context = so_far.context if so_far is not None and so_far.fingerprint else generator.max_context
+    after = RunSoFar(run, candidates, model, fingerprint, settings, context=max(context, 1))
     policy = BestOfN(run.chunk, early_stop=False) if so_far is None else next_policy(after)
     Stepper(run, policy, generator, None, on_event=on_event, whole=False).advance(Draw)
     if not run.unjudged:

@@ -127,8 +127,10 @@ noise.`, 660),
 The paper's setup: SANA 1.6B with its own 1024 pixels, 20 steps and guidance 4.5; one picture at a time, up to N = 20, each drawn with
 up to K = 3 earlier pictures and the feedback on them in view. The answer is the first accepted picture, else the last.
 
-The model *reflect-dit* **cannot be loaded yet**: it comes with a later version. Choose the model *shapes-flux* and the
-judge *shapes* to run the same loop; that model sees only the picture that it corrects.`),
+**Needs** the model *reflect-dit*; Load Reflective DiT says what is missing. With the model *shapes-flux* and the judge
+*shapes* the same workflow runs without a download; that model sees only the picture that it corrects.
+
+**First** write in the **Reflector** what is to change: the judge *none* says nothing by itself.`),
     { model: "reflect-dit", kind: "none", candidates: 1, rounds: 20, budget: 20, keep: "last" }),
 
   best_of_n: loop("best_of_n", note(`## Best of n

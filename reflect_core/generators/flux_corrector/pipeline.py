@@ -60,6 +60,8 @@ class FluxCorrector:
         self.transformer, self.vae, self.lora = transformer, vae, lora
         self.parts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae,
                       "transformer": transformer}
+        self.companions = {} if lora is None else {"transformer": [lora]}
+        """What must be where a part is."""
         self.places = Places(self.parts)
         """Asked before a part is used; a memory manager sets `places.manager`."""
         self.schedule_config = dict(scheduler.config)

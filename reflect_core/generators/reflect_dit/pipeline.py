@@ -48,6 +48,8 @@ class ReflectDiT:
         self.parts = {"text_encoder": text_encoder, "vae": vae, "transformer": transformer}
         if image_encoder is not None:
             self.parts["image_encoder"] = image_encoder
+        self.companions = {} if context is None else {"transformer": [context]}
+        """What must be where a part is."""
         self.places = Places(self.parts)
         """Asked before a part is used; a memory manager sets `places.manager`."""
         self.schedule_config = dict(scheduler.config)
@@ -81,6 +83,13 @@ class ReflectDiT:
                             f"{', '.join(sorted(known))}")
         options = replace(options or ReflectOptions(), **settings)
         return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
+
+    def with_options(self, **changes: Any) -> ReflectDiT:
+        """UserError: this family has no option that may be changed once a model is loaded."""
+        if changes:
+            raise UserError(f"Reflect-DiT has no option {next(iter(changes))!r}; the policy 'official' is that of FLUX "
+                            "correctors; try 'reflect_dit'")
+        return self
 
     @property
     def max_context(self) -> int:

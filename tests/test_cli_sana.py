@@ -1,0 +1,34 @@
+"""The command line with a model of the SANA family: run, resume, replay."""
+
+import json
+
+import pytest
+from command import reflect
+from tiny_sana import write_tiny_sana
+
+from reflect_core.search import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_sana(tmp_path_factory.mktemp("sana"), settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}})
+
+
+def test_run_and_replay(folder, tmp_path):
+    ran = reflect("run", "two red circles", "--model", folder, "--policy", "reflect_dit", "--pictures", "5", "--out",
+                  tmp_path / "run", "--json")
+    assert ran.code == 3, ran.err
+    told = json.loads(ran.out)
+    assert told["pictures"] == 5 and not told["accepted"], "random weights draw no circles"
+    _, run = load(tmp_path / "run")
+    assert [len(c.request.context) for c in run.candidates][:4] == [0, 1, 2, 3]
+    again = reflect("replay", tmp_path / "run")
+    assert again.code == 0 and "came out the same, bit for bit" in again.out, again.out + again.err
+
+
+def test_a_policy_of_the_other_family(folder, tmp_path):
+    wrong = reflect("run", "two red circles", "--model", folder, "--policy", "official", "--out", tmp_path / "run")
+    assert "text_join" in wrong.error
+    flux = reflect("run", "two red circles", "--policy", "reflect_dit", "--out", tmp_path / "flux")
+    assert "it takes 1" in flux.error
