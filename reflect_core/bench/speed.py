@@ -21,7 +21,7 @@ from typing import Any
 
 from ..types import UserError
 
-LIMITS = {"first": 15.0, "all": 60.0, "memory": 1536.0, "overhead": 0.05, "large": 1.05, "small": 1.15}
+LIMITS = {"first": 15.0, "all": 60.0, "memory": 1536.0, "overhead": 0.05, "large": 1.05, "small": 1.15, "sana": 1.15}
 """What it should reach on two cores: seconds, seconds for 20 pictures, MiB, and ratios."""
 _FIRST = re.compile(rb"candidate \d+ .*  score")
 
@@ -79,10 +79,13 @@ def _wait(process: subprocess.Popen) -> tuple[int, float | None]:
 
 
 def time_steps(repeats: int) -> dict[str, Any]:
-    """A corrector step beside a plain one over as many tokens, at 1,408 and at 144 tokens."""
+    """A FLUX corrector's step beside a plain one over as many tokens, at 1,408 and at 144 tokens; a Reflect-DiT step
+    beside a plain SANA step, at 1,024 and at 64 latent tokens."""
     from ..generators.flux_corrector.timing import LARGE, SMALL, step_ratio
+    from ..generators.reflect_dit import timing as sana
 
-    return {"large": step_ratio(LARGE, repeats=repeats), "small": step_ratio(SMALL, repeats=4 * repeats)}
+    return {"large": step_ratio(LARGE, repeats=repeats), "small": step_ratio(SMALL, repeats=4 * repeats),
+            "sana": sana.step_ratio(32, repeats=min(repeats, 5)), "small_sana": sana.step_ratio(8, repeats=repeats)}
 
 
 def machine() -> dict[str, Any]:
@@ -104,6 +107,8 @@ def report(run: dict[str, Any], steps: dict[str, Any], where: dict[str, Any]) ->
         ("search outside models and judges", 100 * run["overhead_share"], "%", 100 * LIMITS["overhead"]),
         ("corrector step / plain, 1,408 tokens", steps["large"]["ratio"], "x", LIMITS["large"]),
         ("corrector step / plain, 144 tokens", steps["small"]["ratio"], "x", LIMITS["small"]),
+        ("Reflect-DiT step / SANA, 1,024 tokens", steps["sana"]["ratio"], "x", LIMITS["sana"]),
+        ("Reflect-DiT step / SANA, 64 tokens", steps["small_sana"]["ratio"], "x", None),
     ]
     lines = [_line(*row) for row in rows]
     whole = "; ".join(f"{steps[size]['ratio_without_pruning']:.2f} at {steps[size]['total_tokens']:,}"

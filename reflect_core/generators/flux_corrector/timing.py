@@ -15,12 +15,12 @@ here it is several per cent. So the ratio without it is given too: it is the one
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..clock import seconds_of
 from .lora import ConditionLora
 from .transformer import Condition, denoise, prepare
 
@@ -80,7 +80,7 @@ def step_ratio(tokens: dict[str, int], *, heads: int = 4, head_width: int = 64, 
 
         for _ in range(3):
             corrector(), plain(), whole()
-        rounds = [tuple(_seconds(work, device) for work in (corrector, plain, whole)) for _ in range(repeats)]
+        rounds = [tuple(seconds_of(work, device) for work in (corrector, plain, whole)) for _ in range(repeats)]
     return {
         "ratio": statistics.median(ours / theirs for ours, theirs, _ in rounds),
         "ratio_without_pruning": statistics.median(ours / theirs for _, theirs, ours in rounds),
@@ -91,13 +91,3 @@ def step_ratio(tokens: dict[str, int], *, heads: int = 4, head_width: int = 64, 
         "width": heads * head_width, "double_blocks": double_blocks, "single_blocks": single_blocks,
         "dtype": str(dtype).removeprefix("torch."), "device": str(device),
     }
-
-
-def _seconds(work, device: str) -> float:
-    if str(device).startswith("cuda"):
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if str(device).startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

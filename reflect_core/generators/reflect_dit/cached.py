@@ -23,15 +23,23 @@ NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What stays the same over the steps of one batch of B rows. Make it with `prepare`."""
+class Group:
+    """What some rows of a batch attend to: those with feedback in view, those without, or all of a plain batch."""
 
+    rows: slice | list[int]
     prompts: tuple[tuple[Tensor, Tensor], ...]
-    """Of each block the prompts' keys and values (B, H, L, D)."""
+    """Of each block the prompts' keys and values (b, H, L, D)."""
     context: Tensor | None
-    """(S, B, M, C), for each of the S time steps; None for plain SANA."""
+    """(S, b, M, C), for each of the S time steps; None for plain SANA."""
     bias: Tensor
-    """(B, 1, 1, L + M), added to the logits of the cross-attention."""
+    """(b, 1, 1, L + M), added to the logits of the cross-attention."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What stays the same over the steps of one batch. Make it with `prepare`."""
+
+    groups: tuple[Group, ...]
     modulation: Tensor
     """(S, 6 C)"""
     embedded: Tensor
@@ -64,15 +72,30 @@ def prepare(transformer: nn.Module, context: ContextEncoder | None, timesteps: T
     """
     dtype = transformer.patch_embed.proj.weight.dtype
     modulation, embedded = transformer.time_embed(timesteps, batch_size=len(timesteps), hidden_dtype=dtype)
-    longest = int(rows.mask.sum(dim=1).max())
-    words = transformer.caption_norm(transformer.caption_projection(rows.states[:, :longest]))
-    bias = _never(rows.mask[:, :longest] == 0, dtype)
-    tokens = None
-    if pairs is not None:
-        tokens, more = _context(context, pairs, beside, modulation, mask_last, pad_context, rotary_bf16)
-        bias = torch.cat([bias, more], dim=1)
-    prompts = tuple(_keys_values(block.attn2, words) for block in transformer.transformer_blocks)
-    return Prepared(prompts, tokens, bias[:, None, None], modulation, embedded)
+
+    def group(numbers: list[int], tokens: Tensor | None = None, more: Tensor | None = None) -> Group:
+        mask = rows.mask[numbers]
+        longest = int(mask.sum(dim=1).max())
+        words = transformer.caption_norm(transformer.caption_projection(rows.states[numbers, :longest]))
+        bias = _never(mask[:, :longest] == 0, dtype)
+        bias = bias if more is None else torch.cat([bias, more], dim=1)
+        where = slice(numbers[0], numbers[-1] + 1) if numbers == list(range(numbers[0], numbers[-1] + 1)) else numbers
+        return Group(where, tuple(_keys_values(block.attn2, words) for block in transformer.transformer_blocks), tokens,
+                     bias[:, None, None])
+
+    if pairs is None:
+        return Prepared((group(list(range(len(rows.states)))),), modulation, embedded)
+    lengths = _lengths(pairs, beside, mask_last)
+    told = [number for number, row in enumerate(pairs.rows) if row is not None]
+    without = [number for number, row in enumerate(pairs.rows) if row is None]
+    groups = []
+    if without:
+        groups.append(group(without, *_nothing(context, [lengths[n] for n in without], modulation, rotary_bf16)))
+    if told:
+        own = replace(pairs, rows=tuple(pairs.rows[n] for n in told))
+        groups.append(group(told, *_context(context, own, [lengths[n] for n in told], modulation, pad_context,
+                                            rotary_bf16)))
+    return Prepared(tuple(groups), modulation, embedded)
 
 
 def denoise(transformer: nn.Module, prepared: Prepared, latents: Tensor, step: int) -> Tensor:
@@ -81,44 +104,49 @@ def denoise(transformer: nn.Module, prepared: Prepared, latents: Tensor, step: i
     height, width = latents.shape[2] // patch, latents.shape[3] // patch
     tokens = transformer.patch_embed(latents)
     modulation = prepared.modulation[step].view(1, 6, -1)
-    context = None if prepared.context is None else prepared.context[step]
-    for block, prompt in zip(transformer.transformer_blocks, prepared.prompts):
-        tokens = _block(block, tokens, modulation, prompt, context, prepared.bias, height, width)
+    for number, block in enumerate(transformer.transformer_blocks):
+        tokens = _block(block, number, tokens, modulation, prepared.groups, step, height, width)
     tokens = transformer.norm_out(tokens, prepared.embedded[step][None], transformer.scale_shift_table)
     tokens = transformer.proj_out(tokens).unflatten(1, (height, width)).unflatten(-1, (patch, patch, -1))
     return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def _context(encoder: ContextEncoder, pairs: Pairs, beside: Sequence[int] | None, modulation: Tensor, mask_last: bool,
-             pad_context: bool, rotary_bf16: bool) -> tuple[Tensor, Tensor]:
-    """Context tokens (S, B, M, C) and the bias (B, M) of their logits."""
-    steps, rows, width = len(modulation), pairs.rows, encoder.reflection_norm.weight.shape[0]
-    counts = pairs.text_mask.sum(dim=1).tolist()
-    dropped = pairs.images.shape[1] + DROPPED_TEXT
-    own = [dropped if row is None else sum(pairs.images.shape[1] + counts[pair] for pair in row) for row in rows]
-    both = [max(own[n], own[n if beside is None else beside[n]]) for n in range(len(rows))]
-    seen = [length - int(mask_last and length == most) for length, most in zip(own, both)]
+@dataclass(frozen=True)
+class _Length:
+    """Context tokens of a row: its own, those of the longer of its pair, and those that are attended to."""
 
-    told = [number for number, row in enumerate(rows) if row is not None]
-    without = [number for number, row in enumerate(rows) if row is None]
-    padded = max((both[n] if pad_context else own[n] for n in told), default=1)
-    context = modulation.new_zeros(steps, len(rows), padded, width)
-    bias = modulation.new_full((len(rows), padded), NEVER)
-    if without:
-        # Zeros alone stay alike: one of them is all of them.
-        zero = modulation.new_zeros(steps, 1, width)
-        context[:, without, :1] = encoder(zero, modulation, rotary_bf16=rotary_bf16)[:, None]
-        bias[without, 0] = torch.tensor([math.log(seen[n]) for n in without]).to(bias)
-    if told:
-        tokens, _ = encoder.tokens(replace(pairs, rows=tuple(rows[n] for n in told)))
-        tokens = F.pad(tokens, (0, 0, 0, padded - tokens.shape[1]))
-        places = torch.arange(padded, device=tokens.device)
-        inside = places < places.new_tensor([both[n] if pad_context else own[n] for n in told])[:, None]
-        made = encoder(tokens.repeat(steps, 1, 1), modulation.repeat_interleave(len(told), dim=0),
-                       inside.repeat(steps, 1), rotary_bf16=rotary_bf16)
-        context[:, told] = made.unflatten(0, (steps, len(told)))
-        bias[told] = _never(places >= places.new_tensor([seen[n] for n in told])[:, None], bias.dtype)
-    return context, bias
+    own: int
+    both: int
+    seen: int
+
+
+def _lengths(pairs: Pairs, beside: Sequence[int] | None, mask_last: bool) -> list[_Length]:
+    images, counts = pairs.images.shape[1], pairs.text_mask.sum(dim=1).tolist()
+    own = [images + DROPPED_TEXT if row is None else sum(images + counts[pair] for pair in row) for row in pairs.rows]
+    both = [max(own[n], own[n if beside is None else beside[n]]) for n in range(len(own))]
+    return [_Length(a, most, a - int(mask_last and a == most)) for a, most in zip(own, both)]
+
+
+def _nothing(encoder: ContextEncoder, lengths: list[_Length], modulation: Tensor, rotary_bf16: bool
+             ) -> tuple[Tensor, Tensor]:
+    """Context (S, b, 1, C) and bias (b, 1) of dropped rows. Zeros alone stay alike: one of them is all of them."""
+    zero = modulation.new_zeros(len(modulation), 1, encoder.reflection_norm.weight.shape[0])
+    context = encoder(zero, modulation, rotary_bf16=rotary_bf16)[:, None].expand(-1, len(lengths), -1, -1)
+    return context, torch.tensor([[math.log(length.seen)] for length in lengths]).to(modulation)
+
+
+def _context(encoder: ContextEncoder, pairs: Pairs, lengths: list[_Length], modulation: Tensor, pad_context: bool,
+             rotary_bf16: bool) -> tuple[Tensor, Tensor]:
+    """Context (S, b, M, C) and bias (b, M) of rows with feedback."""
+    steps, inside = len(modulation), [length.both if pad_context else length.own for length in lengths]
+    tokens, _ = encoder.tokens(pairs)
+    tokens = F.pad(tokens, (0, 0, 0, max(inside) - tokens.shape[1]))
+    places = torch.arange(max(inside), device=tokens.device)
+    made = encoder(tokens.repeat(steps, 1, 1), modulation.repeat_interleave(len(lengths), dim=0),
+                   (places < places.new_tensor(inside)[:, None]).repeat(steps, 1), rotary_bf16=rotary_bf16)
+    seen = max(length.seen for length in lengths)
+    bias = _never(places[:seen] >= places.new_tensor([length.seen for length in lengths])[:, None], made.dtype)
+    return made.unflatten(0, (steps, len(lengths)))[:, :, :seen], bias
 
 
 def _never(where: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,9 +161,9 @@ def _keys_values(attention: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (key, value))
 
 
-def _block(block: nn.Module, tokens: Tensor, modulation: Tensor, prompt: tuple[Tensor, Tensor],
-           context: Tensor | None, bias: Tensor, height: int, width: int) -> Tensor:
-    """A `SanaTransformerBlock` whose cross-attention is given the prompt's keys and values."""
+def _block(block: nn.Module, number: int, tokens: Tensor, modulation: Tensor, groups: Sequence[Group], step: int,
+           height: int, width: int) -> Tensor:
+    """A `SanaTransformerBlock` whose cross-attention is given the prompts' keys and values."""
     mods = block.scale_shift_table[None] + modulation
     shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = mods.chunk(6, dim=1)
     tokens = tokens + gate_attn * block.attn1(block.norm1(tokens) * (1 + scale_attn) + shift_attn)
@@ -143,12 +171,14 @@ def _block(block: nn.Module, tokens: Tensor, modulation: Tensor, prompt: tuple[T
     query = cross.to_q(tokens)
     if cross.norm_q is not None:
         query = cross.norm_q(query)
-    keys, values = prompt
-    if context is not None:
-        more = _keys_values(cross, context)
-        keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
     query = query.unflatten(-1, (cross.heads, -1)).transpose(1, 2)
-    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-    tokens = tokens + cross.to_out[0](out.transpose(1, 2).flatten(2)) / cross.rescale_output_factor
+    seen = torch.empty_like(query)
+    for group in groups:
+        keys, values = group.prompts[number]
+        if group.context is not None:
+            more = _keys_values(cross, group.context[step])
+            keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
+        seen[group.rows] = F.scaled_dot_product_attention(query[group.rows], keys, values, attn_mask=group.bias)
+    tokens = tokens + cross.to_out[0](seen.transpose(1, 2).flatten(2)) / cross.rescale_output_factor
     normed = (block.norm2(tokens) * (1 + scale_ff) + shift_ff).unflatten(1, (height, width)).permute(0, 3, 1, 2)
     return tokens + gate_ff * block.ff(normed).flatten(2).transpose(1, 2)
