@@ -217,9 +217,9 @@ def test_indexes_that_are_wrong(folder):
     refused(folder, "my_package")
     file.write_text(json.dumps(index | {"text_encoder": ["diffusers", "CLIPTextModel"]}))
     refused(folder, "text_encoder is a CLIPTextModel of diffusers")
-    for kind in ("OtherPipeline", "SanaPipeline", ["x"], None):
+    for kind in ("OtherPipeline", "PixArtAlphaPipeline", ["x"], None):
         file.write_text(json.dumps(index | {"_class_name": kind}))
-        with pytest.raises(UserError, match="_class_name is .* expected one of FluxPipeline;") as error:
+        with pytest.raises(UserError, match="_class_name is .* expected one of FluxPipeline, SanaPipeline;") as error:
             load_generator(folder)
         assert repr(kind) in str(error.value)
 
