@@ -47,6 +47,7 @@ class ReflectLoop(io.ComfyNode):
                 raise UserError("the budget was spent before a picture was judged; try a larger one")
             branches = getattr(stepper.policy, "branches", 1)
             so_far = relay.RunSoFar(run, branches, reflect_model.name, reflect_model.fingerprint,
-                                    {**reflect_model.settings, "judge": judge.kind}, stepper.policy, chosen.id)
+                                    {**reflect_model.settings, "judge": judge.kind}, stepper.policy, chosen.id,
+                                    max(reflect_model.generator.max_context, 1))
             return results(so_far, chosen.accepted, own_part(node), cls.hidden.extra_pnginfo)
 

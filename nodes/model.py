@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..reflect_core.presets.choice import DTYPES, ModelChoice
+from ..reflect_core.presets.choice import KINDS as FILES
 from ..reflect_core.presets.load import is_known_family, preset_names
 from ..reflect_core.presets.published import find_published, how_to_get, published_names
 from ..reflect_core.types import Request, UserError
@@ -96,9 +97,7 @@ class ReflectLoadModel(io.ComfyNode):
             choice = find_choice(model, lora, "auto")
         except UserError:
             return ""
-        kinds = (".safetensors", ".json", ".txt", ".model")
-        files = [path for path in sorted(choice.folder.rglob("*")) if path.suffix in kinds]
-        files += [choice.lora] if choice.lora else []
+        files = [path for path in sorted(choice.folder.rglob("*")) if path.suffix in FILES] + choice.lora_files()
         return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
 
     @classmethod

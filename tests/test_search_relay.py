@@ -327,3 +327,9 @@ def test_a_model_that_sees_several_pictures_is_shown_them(count, tmp_path):
 def test_with_several_candidates_a_round_each_is_shown_one(tmp_path):
     run = rounds(3, n=2, generator=FakeGenerator(max_context=3))[-1].run
     assert {len(c.request.context) for c in run.candidates} == {0, 1}
+
+
+def test_a_model_that_sees_several_pictures_takes_no_refined_prompt():
+    told = relay.reflect(rounds(2, n=1, generator=FakeGenerator(max_context=3))[-1], FakeReflector())
+    with pytest.raises(UserError, match="leave the Prompt Refiner out"):
+        relay.refine(told, FakeRefiner())

@@ -36,8 +36,8 @@ def measure(say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     if comfyui is None:
         raise UserError(SKIP)
     if find_spec("websocket") is None:
-        raise UserError("websocket-client is not installed; expected it, to hear of ComfyUI's progress; try pip "
-                        "install websocket-client")
+        raise UserError("websocket-client is not installed; expected it, to hear of ComfyUI's progress; try the extra "
+                        "'comfyui' of this package")
     say(f"ComfyUI at {comfyui}")
     seconds, hashes = _by_library()
     with tempfile.TemporaryDirectory() as scratch, Engine(comfyui, Path(scratch) / "base") as engine:

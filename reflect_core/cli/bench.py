@@ -72,7 +72,7 @@ def _tell_shapes(args: argparse.Namespace, units: list, settings: dict[str, Any]
     if args.json_file is not None:
         document = {"settings": settings, "machine": machine(), "versions": versions_here(), **summary}
         _write(Path(args.json_file), dumps(document) + "\n", "--json")
-    plot: Path | str = "none, for matplotlib is not installed; pip install matplotlib, and the same command draws it"
+    plot: Path | str = "none, for matplotlib is not installed; once it is, the same command draws it"
     if find_spec("matplotlib") is not None:
         plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
     print(f"\n{summary['pictures_drawn']:,} pictures drawn in {summary['seconds']:,.0f} s; plot: {plot}")

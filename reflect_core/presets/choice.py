@@ -17,6 +17,8 @@ ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path":
 """What loads a model takes these too, but not as options."""
 WHOLE = 64 << 20
 """Files up to this size are hashed whole; of larger ones a sample of blocks."""
+KINDS = (".safetensors", ".json", ".txt", ".model")
+"""Files of a model that decide what it draws."""
 BLOCK, BLOCKS = 64 << 10, 256
 
 
@@ -75,16 +77,21 @@ class ModelChoice:
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """(name, path) of what is loaded: the folder's components, and the LoRA wherever it lies."""
-        kinds = (".safetensors", ".json", ".txt", ".model")
         yield "model_index.json", self.folder / "model_index.json"
         for path in sorted(self.folder.glob("*/**/*")):
             name = path.relative_to(self.folder)
-            if path.is_file() and path.suffix in kinds and not (self.lora and name.parts[0] == "lora"):
+            if path.is_file() and path.suffix in KINDS and not (self.lora and name.parts[0] == "lora"):
                 yield name.as_posix(), path
         if self.lora is not None:
-            weights = [p for p in sorted(self.lora.glob("*")) if p.suffix in (".safetensors", ".bin")]
-            files = weights if self.lora.is_dir() else [self.lora]
-            yield from (("lora/" + path.name, path) for path in files)
+            yield from (("lora/" + path.name, path) for path in self.lora_files())
+
+    def lora_files(self) -> list[Path]:
+        """What is read of the corrector's weights: a file, those of a folder, or a whole checkpoint with its config."""
+        if self.lora is None or not self.lora.is_dir():
+            return [] if self.lora is None else [self.lora]
+        if (self.lora / "config.json").is_file():
+            return sorted(p for p in self.lora.rglob("*") if p.is_file() and p.suffix in (*KINDS, ".bin"))
+        return sorted(self.lora.glob("*.safetensors"))
 
 
 def _check_device(flag: str, device: Any) -> None:

@@ -47,7 +47,8 @@ PUBLISHED = {
     "reflect-dit": Published(
         "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
-               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16", "licence: see its page"),
+               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16",
+               "licence: NVIDIA's NSCL v2-custom, and Gemma's terms"),
         Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
                "3.5 GB", "no licence is stated"),
         (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",

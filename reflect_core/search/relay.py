@@ -185,6 +185,9 @@ def refine(so_far: RunSoFar, refiner: Refiner, on_event: EventCallback | None = 
     expect_verdicts(so_far, "refined")
     after = replace(so_far, run=so_far.run.fork())
     reflected = _said(after.run.reflection, after.run)
+    if reflected and after.in_context:
+        raise UserError("a model that is shown several pictures draws the user's own prompt; expected no refined one "
+                        "after a reflection; try to leave the Prompt Refiner out, or several candidates a round")
     policy = _corrections(after, refine=True) if reflected else _rewritten(after)
     Stepper(after.run, policy, None, None, refiner=refiner, on_event=on_event, whole=False).advance(Refine)
     return after
