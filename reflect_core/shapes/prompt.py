@@ -27,18 +27,16 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 ADJECTIVES = ("simple", "clean", "plain", "nice", "small", "flat")
 NOUNS = ("picture", "drawing", "image", "photo")
 MAX_OBJECTS = 6
-"""What a sentence may ask for. Training draws at most five objects, of one colour and shape at most three
-(four where the colour is left open), so that larger requests are read but seldom drawn right."""
-MOST_TRAINED = 5
+"""What a sentence may ask for. Training draws as many, of one colour and shape at most three (four where the colour is
+left open), so that four of a kind beside others are read but seldom drawn right."""
 RELATION_MARGIN = 2.0
 """Centres must differ by more than this many pixels for a relation to hold."""
 
 WORDS = frozenset([*COUNTS, *COLOURS, *SHAPES, *PLURALS, *ADJECTIVES, *NOUNS,
                    "left", "right", "of", "above", "below", "to", "the", "and", ","])
 CAN_DRAW = (
-    f"I can draw {', '.join(PLURALS)} in {', '.join(COLOURS)}, up to {MAX_OBJECTS} of them (the bundled "
-    f"model has learned up to {MOST_TRAINED}), joined by 'and', with 'left of', 'right of', 'above' or 'below'; "
-    "for example: 'two red circles left of a blue star'"
+    f"I can draw {', '.join(PLURALS)} in {', '.join(COLOURS)}, up to {MAX_OBJECTS} of them, joined by 'and', with "
+    "'left of', 'right of', 'above' or 'below'; for example: 'two red circles left of a blue star'"
 )
 
 
