@@ -50,8 +50,8 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def of_autoencoder(vae: nn.Module) -> list:
-    """What decides the latent tokens of a picture: its weights and the two numbers of its config."""
-    return [fingerprint(vae), vae.config.shift_factor, vae.config.scaling_factor]
+    """What decides the latent tokens of a picture: its weights and the numbers of its config; DC-AE has no shift."""
+    return [fingerprint(vae), vae.config.get("shift_factor"), vae.config.scaling_factor]
 
 
 def of_texts(tokens: Sequence[Tensor], *tokenizers: Any) -> str:

@@ -32,13 +32,19 @@ def at_once(height: int, width: int) -> int:
     return max(1, _PIXELS_AT_ONCE // (height * width))
 
 
+def mode(vae, x: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) as the autoencoder makes them, nothing sampled."""
+    encoded = vae.encode(x)
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+
+
 @torch.no_grad()
 def encode_pictures(vae, pictures: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 to packed, shifted and scaled latent tokens (B, N, 4 C) on the CPU, fp32; the mode of
     the autoencoder's posterior."""
     out = []
     for part in np.split(pictures, range(batch := at_once(*pictures.shape[1:3]), len(pictures), batch)):
-        z = vae.encode(to_tensor(part).to(vae.device, vae.dtype)).latent_dist.mode()
+        z = mode(vae, to_tensor(part).to(vae.device, vae.dtype))
         out.append(pack((z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float().cpu())
     return torch.cat(out)
 

@@ -10,20 +10,9 @@ from typing import Any
 
 from reflect_core.types import UserError
 
+from .checks import at_least, check_tasks, share
 from .schema import filled, parse
-
-
-def _at_least(section: Any, prefix: str, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value < least:
-            raise UserError(f"{prefix}{name} is {value}; expected at least {least:g}")
-
-
-def _share(section: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(section, name) <= 1:
-            raise UserError(f"model.{name} is {getattr(section, name)}; expected a share from 0 to 1")
+from .settings_sana import SanaTextModel, SanaVaeModel, SanaVisionData, SanaVisionModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class VaeModel:
     def __post_init__(self) -> None:
         if not self.channels or any(c < 8 or c % 8 for c in self.channels):
             raise UserError(f"model.channels is {self.channels}; expected multiples of 8, one for each resolution")
-        _at_least(self, "model.", 1, "layers_per_block", "latent_channels")
+        at_least(self, "model.", 1, "layers_per_block", "latent_channels")
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class VaeData:
     """Rendered scenes."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", 1, "pictures")
+        at_least(self, "data.", 1, "pictures")
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class TextModel:
     layers: int = 3
 
     def __post_init__(self) -> None:
-        _at_least(self, "model.", 1, "text_length", "layers")
+        at_least(self, "model.", 1, "text_length", "layers")
         if self.width < 8 or self.width % 8:
             raise UserError(f"model.width is {self.width}; expected a multiple of 8, the number of heads")
 
@@ -69,7 +58,7 @@ class TextData:
     """Prompts, every other one with a reflection for T5."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", 1, "sentences")
+        at_least(self, "data.", 1, "sentences")
 
 
 @dataclass(frozen=True)
@@ -103,10 +92,10 @@ class BaseModel:
 
     def __post_init__(self) -> None:
         _check_offset(self.condition_offset)
-        _at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "side")
+        at_least(self, "model.", 1, "text_length", "heads", "double_blocks", "single_blocks", "side")
         if self.head_dim < 8 or self.head_dim % 8:
             raise UserError(f"model.head_dim is {self.head_dim}; expected a multiple of 8")
-        _share(self, "distil", "edits")
+        share(self, "distil", "edits")
 
 
 @dataclass(frozen=True)
@@ -121,9 +110,9 @@ class BaseData:
     """Held-out prompts of each task that are drawn for a sample grid, and four times as many held-out triplets."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", 1, "bank", "sample_prompts")
-        _at_least(self, "data.", 0, "triplets")
-        _check_tasks(self.tasks, "data.tasks")
+        at_least(self, "data.", 1, "bank", "sample_prompts")
+        at_least(self, "data.", 0, "triplets")
+        check_tasks(self.tasks, "data.tasks")
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ class HarvestModel:
     sample_guidance: float = 2.5
 
     def __post_init__(self) -> None:
-        _at_least(self, "model.", 1, "text_length", "sample_steps")
+        at_least(self, "model.", 1, "text_length", "sample_steps")
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,7 @@ class HarvestData:
     tasks: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_tasks(self.tasks, "data.tasks")
+        check_tasks(self.tasks, "data.tasks")
 
 
 @dataclass(frozen=True)
@@ -180,8 +169,8 @@ class CorrectorModel:
     sample_steps: int = 16
 
     def __post_init__(self) -> None:
-        _at_least(self, "model.", 1, "text_length", "rank", "size", "condition_size", "sample_steps")
-        _share(self, "drop_reflection", "drop_image", "drop_text")
+        at_least(self, "model.", 1, "text_length", "rank", "size", "condition_size", "sample_steps")
+        share(self, "drop_reflection", "drop_image", "drop_text")
         _check_offset(self.condition_offset)
         if self.weights not in ("fp32", "bf16"):
             raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
@@ -209,8 +198,8 @@ class Source:
             raise UserError(f"the key {key}.path is missing; expected the folder that holds triplets.jsonl")
         if self.kind == "corrupted" and self.count is None:
             raise UserError(f"the key {key}.count is missing; expected how many to make")
-        _at_least(self, key + ".", 1, "count", "repeat")
-        _check_tasks(self.tasks, key + ".tasks")
+        at_least(self, key + ".", 1, "count", "repeat")
+        check_tasks(self.tasks, key + ".tasks")
 
 
 @dataclass(frozen=True)
@@ -231,8 +220,8 @@ class CorrectorData:
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one, for example "
                             "{kind: folder, path: my-triplets}")
-        _at_least(self, "data.", 0, "held_out", "sample_prompts")
-        _at_least(self, "data.", 1, "grid")
+        at_least(self, "data.", 0, "held_out", "sample_prompts")
+        at_least(self, "data.", 1, "grid")
         self.parsed()
         self.parsed_eval()
 
@@ -265,7 +254,8 @@ class BundleData:
 
 SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (BaseModel, BaseData),
             "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData),
-            "bundle": (BundleModel, BundleData)}
+            "bundle": (BundleModel, BundleData), "sana_vae": (SanaVaeModel, VaeData),
+            "sana_text": (SanaTextModel, TextData), "sana_vision": (SanaVisionModel, SanaVisionData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -295,13 +285,3 @@ def _source(raw: dict[str, Any], key: str) -> Source:
     source = parse(Source, raw, key + ".")
     source.check(key)
     return source
-
-
-def _check_tasks(weights: dict[str, float] | None, key: str) -> None:
-    from reflect_core.shapes.sample import TASKS
-
-    for name, weight in (weights or {}).items():
-        if name not in TASKS:
-            raise UserError(f"{key}: there is no task {name!r}; expected some of {', '.join(TASKS)}")
-        if weight < 0:
-            raise UserError(f"{key}.{name} is {weight}; expected at least 0")

@@ -20,7 +20,7 @@ from reflect_core.shapes.sample import (
     sample_scene,
     sample_sentence,
 )
-from reflect_core.shapes.scene import Obj, fits, render_array
+from reflect_core.shapes.scene import COLOURS, SHAPES, SIZE, Obj, fits, render_array
 
 from .triplets import MARKER, Triplet
 
@@ -66,6 +66,51 @@ def sentences(count: int, seed: int) -> tuple[list[str], list[str]]:
         prompts.append(prompt)
         told.append(f"{prompt} {MARKER} {reflection}" if reflection else prompt)
     return prompts, told
+
+
+def prompts_and_feedback(count: int, seed: int) -> list[str]:
+    """Texts of both kinds by turns, each alone, as Reflect-DiT's encoder hears them."""
+    prompts, told = sentences(count, seed)
+    return [text.partition(f"{MARKER} ")[2] or text if k % 2 else prompt
+            for k, (prompt, text) in enumerate(zip(prompts, told))]
+
+
+PHRASES = ("", *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
+"""What can lie at a place of a picture, nothing first."""
+
+
+def twins(count: int, seed: int, weights: dict[str, float] | None, side: int
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """`count` scenes, each beside a corrupted twin that its caption is wrong of.
+
+    Returns pictures (count, 64, 64, 3) of the scenes and of the twins, what lies at each of side x side places of
+    either as indices of PHRASES (count, 2, side * side), and the captions.
+    """
+    rng = np.random.default_rng(seed)
+    chances = task_weights(weights)
+    good, bad = (np.empty((count, SIZE, SIZE, 3), dtype=np.uint8) for _ in range(2))
+    lies, captions = np.empty((count, 2, side * side), dtype=np.int64), []
+    while len(captions) < count:
+        prompt, requirement = sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng)
+        scene = sample_scene(requirement, rng)
+        twin = corrupt(scene, requirement, rng, int(rng.integers(1, 3)))
+        if plan(twin, requirement):
+            k = len(captions)
+            good[k], bad[k] = render_array(scene), render_array(twin)
+            lies[k] = _lying(scene, side), _lying(twin, side)
+            captions.append(prompt)
+    return good, bad, lies, captions
+
+
+def _lying(scene: Sequence[Obj], side: int) -> np.ndarray:
+    """Indices of PHRASES (side * side), row by row: the object whose middle is nearest, if it reaches there."""
+    middles = (np.arange(side) + 0.5) * SIZE / side
+    lies, nearest = np.zeros((side, side), dtype=np.int64), np.full((side, side), np.inf)
+    for obj in scene:
+        distance = np.hypot(middles[None, :] - obj.x, middles[:, None] - obj.y)
+        here = (distance < obj.r + 1) & (distance < nearest)
+        lies[here], nearest[here] = PHRASES.index(obj.words), distance[here]
+    return lies.ravel()
 
 
 def _same_meaning(task: str, requirement: Requirement, rng: np.random.Generator) -> str:

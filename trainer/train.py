@@ -48,6 +48,15 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     if config.task == "vae":
         from trainer.tasks.vae import VaeTask
         task = VaeTask(config)
+    elif config.task == "sana_vae":
+        from trainer.tasks.sana.vae import SanaVaeTask
+        task = SanaVaeTask(config)
+    elif config.task == "sana_text":
+        from trainer.tasks.sana.text import SanaTextTask
+        task = SanaTextTask(config)
+    elif config.task == "sana_vision":
+        from trainer.tasks.sana.vision import SanaVisionTask
+        task = SanaVisionTask(config)
     elif config.task == "text":
         from trainer.tasks.text import TextTask
         task = TextTask(config)

@@ -2,7 +2,7 @@
 
 The real models' tokenizers have tens of thousands of pieces, which a small text encoder has no use
 for. This one has a token for each word of the shapes world and stands in their place: `tokenizer/`
-(kind "clip") and `tokenizer_2/` (kind "t5") of a model folder. It is an ordinary
+(kind "clip") and `tokenizer_2/` (kind "t5") of a model folder, and Gemma's `tokenizer/` (kind "gemma"). It is an ordinary
 `PreTrainedTokenizerFast`, so nothing in the library knows the difference.
 
 Text is lower-cased; words are runs without white space and without `, . : ; ! ? ( ) "`, each of which
@@ -26,6 +26,7 @@ SPECIALS = {
     # No end token may have id 2: transformers takes that for an old CLIP, which pools at the largest id.
     "clip": ("<pad>", "<unk>", "<|startoftext|>", "<|endoftext|>"),
     "t5": ("<pad>", "</s>", "<unk>"),
+    "gemma": ("<pad>", "<eos>", "<bos>", "<unk>"),
 }
 
 
@@ -41,7 +42,8 @@ def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str,
     Args:
         words: words or whole sentences; every token in them enters the vocabulary, in order of first
             appearance. Punctuation and the reflection marker are always in.
-        kind: "clip" puts `<|startoftext|>` before and `<|endoftext|>` after a text; "t5" puts `</s>` after.
+        kind: "clip" puts `<|startoftext|>` before and `<|endoftext|>` after a text; "t5" puts `</s>` after;
+            "gemma" puts `<bos>` before.
         max_length: tokens to which FLUX pads the "clip" kind; the "t5" kind's length comes from the
             caller of the model.
 
@@ -51,7 +53,7 @@ def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str,
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     if kind not in SPECIALS:
-        raise ValueError(f"kind is {kind!r}; expected 'clip' or 't5'")
+        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(SPECIALS)}")
     vocab: dict[str, int] = {}
     for token in (*SPECIALS[kind], MARKER, *PUNCTUATION, *(t for w in words for t in split_words(w))):
         vocab.setdefault(token, len(vocab))
@@ -63,6 +65,9 @@ def write_word_tokenizer(folder: str | Path, words: Iterable[str], kind: str,
     if kind == "clip":
         special |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
         template = "<|startoftext|> $A <|endoftext|>"
+    elif kind == "gemma":
+        special |= {"bos_token": "<bos>", "eos_token": "<eos>"}
+        template = "<bos> $A"
     else:
         special |= {"eos_token": "</s>"}
         template = "$A </s>"

@@ -15,7 +15,8 @@ from reflect_core.presets.load import check_safetensors, read_json
 
 from ..config import TrainConfig
 from ..identity import digest
-from ..pictures import save_sheet, to_pictures, to_tensor
+from ..pictures import mode, save_sheet, to_pictures, to_tensor
+from ..settings import VaeModel
 from ..shapes import random_pictures
 from .common import autocast, forget_places, write_provenance
 
@@ -32,19 +33,22 @@ class VaeTask:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, (model, data) = config, config.sections()
-        self.vae = AutoencoderKL(
-            in_channels=3, out_channels=3, block_out_channels=model.channels,
-            down_block_types=["DownEncoderBlock2D"] * len(model.channels),
-            up_block_types=["UpDecoderBlock2D"] * len(model.channels),
-            layers_per_block=model.layers_per_block, norm_num_groups=8,
-            latent_channels=model.latent_channels, sample_size=64,
-            mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False)
+        self.vae = self.build(model)
         self.vae.to(config.device, memory_format=torch.channels_last)
         self.rebuild = torch.compile(self._rebuild) if config.compile else self._rebuild
         self.kl, self.scale = model.kl, 2 ** (len(model.channels) - 1)
         self.pictures = random_pictures(data.pictures, config.seed)
         self.held_out = to_tensor(random_pictures(16, config.seed + 1)).to(config.device)
         self.data = {"rendered_scenes": data.pictures, "pictures": digest(self.pictures)}
+
+    def build(self, model: VaeModel) -> torch.nn.Module:
+        return AutoencoderKL(
+            in_channels=3, out_channels=3, block_out_channels=model.channels,
+            down_block_types=["DownEncoderBlock2D"] * len(model.channels),
+            up_block_types=["UpDecoderBlock2D"] * len(model.channels),
+            layers_per_block=model.layers_per_block, norm_num_groups=8,
+            latent_channels=model.latent_channels, sample_size=64,
+            mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False)
 
     def named_parameters(self):
         return self.vae.named_parameters()
@@ -73,16 +77,19 @@ class VaeTask:
 
     def sample(self, file: Path, step: int) -> dict[str, float]:
         """Rows of the sheet: held-out pictures, and the same rebuilt."""
-        out = self.vae.decode(self.vae.encode(self.held_out).latent_dist.mode()).sample
+        out = self.vae.decode(mode(self.vae, self.held_out)).sample
         save_sheet(file, [to_pictures(self.held_out), to_pictures(out)])
         return {"held_out_l1_of_255": float((out - self.held_out).abs().mean() * 127.5)}
+
+    def scaling(self, z: Tensor) -> dict[str, float]:
+        """What FLUX's pipeline finds in the config to bring latents (B, C, h, w) to zero mean and unit spread."""
+        return {"shift_factor": float(z.mean()), "scaling_factor": float(1 / z.std())}
 
     def export(self, folder: Path, provenance: dict) -> None:
         x = to_tensor(random_pictures(512, self.config.seed + 2)).to(self.config.device)
         with torch.no_grad():
-            z = torch.cat([self.vae.encode(part).latent_dist.mode() for part in x.split(64)])
-        # FLUX shifts and scales latents to zero mean and unit spread by two numbers of the VAE's config.
-        self.vae.register_to_config(shift_factor=float(z.mean()), scaling_factor=float(1 / z.std()))
+            z = torch.cat([mode(self.vae, part) for part in x.split(64)])
+        self.vae.register_to_config(**self.scaling(z))
         self.vae.to(memory_format=torch.contiguous_format).save_pretrained(folder)
         forget_places(folder)
         write_provenance(folder, provenance)

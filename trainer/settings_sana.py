@@ -1,0 +1,85 @@
+"""The same as `settings.py` for the tasks of the SANA family: what they find under `model:` and `data:`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reflect_core.types import UserError
+
+from .checks import at_least, check_tasks
+
+
+@dataclass(frozen=True)
+class SanaVaeModel:
+    channels: list[int] = field(default_factory=lambda: [48, 48, 96, 96])
+    """Of each resolution; each but the first halves the picture's side."""
+    layers_per_block: list[int] = field(default_factory=lambda: [0, 1, 1, 2])
+    """Of each resolution. 0 for the first: the full picture is taken apart at once, as in the f64 autoencoders."""
+    latent_channels: int = 16
+    noise: float = 0.2
+    """Spread of the noise on the latents while it is trained."""
+    kl: float = 5e-4
+    """Weight of the pull of the latents towards zero."""
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.layers_per_block) or len(self.channels) < 2:
+            raise UserError(f"model.channels is {self.channels} and model.layers_per_block {self.layers_per_block}; "
+                            "expected as many of either, at least two")
+        for wide, narrow in zip(self.channels[1:], self.channels[:-1]):
+            if wide < 1 or 4 * narrow % wide:
+                raise UserError(f"model.channels is {self.channels}; expected each to divide four times the one before")
+        at_least(self, "model.", 1, "latent_channels")
+        if self.noise <= 0:
+            raise UserError(f"model.noise is {self.noise}; expected a number above 0")
+        if self.channels[-1] % self.latent_channels:
+            raise UserError(f"model.latent_channels is {self.latent_channels}; expected a divisor of the last of "
+                            f"model.channels, {self.channels[-1]}")
+
+
+@dataclass(frozen=True)
+class SanaTextModel:
+    text_length: int
+    """Most tokens of a text."""
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(self, "model.", 1, "text_length", "layers", "heads")
+        if self.width % (2 * self.heads) or self.width < 1:
+            raise UserError(f"model.width is {self.width}; expected a multiple of {2 * self.heads}, twice the heads")
+
+
+@dataclass(frozen=True)
+class SanaVisionModel:
+    text: str
+    """Result folder of a `sana_text` run."""
+    text_length: int
+    size: int = 64
+    """Pixels of a side."""
+    patch: int = 4
+    """Pixels of a token's side."""
+    places: int = 8
+    """Tokens along a side once they are pooled: Reflect-DiT takes the square of it."""
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(self, "model.", 1, "text_length", "size", "patch", "places", "width", "layers", "heads")
+        if self.size % (self.patch * self.places):
+            raise UserError(f"model.size is {self.size}; expected a multiple of model.patch times model.places, "
+                            f"{self.patch * self.places}")
+        if self.width % self.heads:
+            raise UserError(f"model.width is {self.width}; expected a multiple of model.heads, {self.heads}")
+
+
+@dataclass(frozen=True)
+class SanaVisionData:
+    pictures: int = 20000
+    """Rendered scenes, and as many corrupted twins."""
+    tasks: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, "data.", 1, "pictures")
+        check_tasks(self.tasks, "data.tasks")
