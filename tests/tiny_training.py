@@ -27,6 +27,7 @@ _RUN = {"batch": 4, "steps": 6, "warmup": 2, "precision": "fp32", "save_every": 
 def tiny_configs(folder: Path) -> dict[str, dict]:
     """Configs of a whole chain whose runs lie in `folder`, by task."""
     base, text = str(folder / "base" / "result"), {"text_length": 24}
+    sana_text = str(folder / "sana_text" / "result")
     return {
         "vae": {**_RUN, "seed": 1, "model": {"channels": [8, 8, 8]}, "data": {"pictures": 32}},
         "text": {**_RUN, "seed": 6, "model": {**text, "width": 32, "layers": 1}, "data": {"sentences": 32}},
@@ -40,6 +41,15 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
                       "data": {"sample_prompts": 2, "sources": [
                           {"kind": "corrupted", "count": 12},
                           {"kind": "folder", "path": str(folder / "harvest"), "repeat": 2}]}},
+        "sana_vae": {**_RUN, "seed": 11, "data": {"pictures": 32}, "model": {
+            "channels": [8, 8, 16, 16], "layers_per_block": [0, 1, 1, 1], "latent_channels": 4}},
+        "sana_text": {**_RUN, "seed": 12, "data": {"sentences": 32}, "model": {
+            "text_length": 48, "width": 32, "layers": 1}},
+        "sana_vision": {**_RUN, "seed": 13, "optimizer": "muon", "data": {"pictures": 16}, "model": {
+            "text": sana_text, "text_length": 48, "patch": 8, "width": 32, "layers": 1}},
+        "sana_base": {**_RUN, "seed": 14, "optimizer": "muon", "data": {"bank": 24, "sample_prompts": 1}, "model": {
+            "vae": str(folder / "sana_vae" / "result"), "text": sana_text, "text_length": 48, "heads": 4,
+            "head_dim": 8, "cross_heads": 2, "blocks": 1, "sample_steps": 2}},
         "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
                    # The tests run in trees with changes too.
                    "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},

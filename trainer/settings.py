@@ -12,7 +12,14 @@ from reflect_core.types import UserError
 
 from .checks import at_least, check_tasks, share
 from .schema import filled, parse
-from .settings_sana import SanaTextModel, SanaVaeModel, SanaVisionData, SanaVisionModel
+from .settings_sana import (
+    SanaBaseData,
+    SanaBaseModel,
+    SanaTextModel,
+    SanaVaeModel,
+    SanaVisionData,
+    SanaVisionModel,
+)
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,8 @@ class BundleData:
 SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (BaseModel, BaseData),
             "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData),
             "bundle": (BundleModel, BundleData), "sana_vae": (SanaVaeModel, VaeData),
-            "sana_text": (SanaTextModel, TextData), "sana_vision": (SanaVisionModel, SanaVisionData)}
+            "sana_text": (SanaTextModel, TextData), "sana_vision": (SanaVisionModel, SanaVisionData),
+            "sana_base": (SanaBaseModel, SanaBaseData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

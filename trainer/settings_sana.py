@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from reflect_core.types import UserError
 
-from .checks import at_least, check_tasks
+from .checks import at_least, check_tasks, share
 
 
 @dataclass(frozen=True)
@@ -82,4 +82,50 @@ class SanaVisionData:
 
     def __post_init__(self) -> None:
         at_least(self, "data.", 1, "pictures")
+        check_tasks(self.tasks, "data.tasks")
+
+
+@dataclass(frozen=True)
+class SanaBaseModel:
+    vae: str
+    """Result folder of a `sana_vae` run."""
+    text: str
+    """Result folder of a `sana_text` run."""
+    text_length: int
+    """Most tokens of a text."""
+    blocks: int = 6
+    heads: int = 8
+    head_dim: int = 32
+    """Of the linear self-attention, as in SANA."""
+    cross_heads: int = 4
+    side: int = 8
+    """Latents along a picture's side."""
+    shift: float = 3.0
+    """Of the scheduler."""
+    drop_text: float = 0.1
+    time_mean: float = 0.0
+    """Mean of the normal whose logistic is the time: 0 is SANA's; above it, more of the noisy end, where number,
+    colour and place are decided."""
+    sample_steps: int = 14
+    sample_guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        at_least(self, "model.", 1, "text_length", "blocks", "heads", "head_dim", "cross_heads", "side", "sample_steps")
+        share(self, "drop_text")
+        if self.heads * self.head_dim % (4 * self.cross_heads):
+            raise UserError(f"model.heads times model.head_dim is {self.heads * self.head_dim}; expected a multiple of "
+                            f"{4 * self.cross_heads}, four times model.cross_heads")
+
+
+@dataclass(frozen=True)
+class SanaBaseData:
+    bank: int
+    """Rendered scenes with captions."""
+    tasks: dict[str, float] | None = None
+    """Weight of each of the shapes world's tasks; 1 where it is not named."""
+    sample_prompts: int = 16
+    """Held-out prompts of each task that are drawn for a sample grid."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "data.", 1, "bank", "sample_prompts")
         check_tasks(self.tasks, "data.tasks")

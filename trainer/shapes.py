@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from reflect_core.shapes.corrupt import corrupt
 from reflect_core.shapes.detector import detect
-from reflect_core.shapes.evaluation import is_held_out
+from reflect_core.shapes.evaluation import evaluation_prompts, is_held_out
 from reflect_core.shapes.prompt import Requirement, parse
 from reflect_core.shapes.repair import apply, plan, words
 from reflect_core.shapes.sample import (
@@ -159,6 +159,20 @@ def mend(prompt: str, requirement: Requirement, objects: tuple[Obj, ...], pictur
 
 def _looks(objects: Sequence[Obj]) -> Counter[str]:
     return Counter(o.words for o in objects)
+
+
+def drawn_figures(draw: Callable[[list[str]], np.ndarray], count: int) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Held-out prompts drawn, `count` of each task: the pictures of each, and what the detector says of them."""
+    rows, rates, blobs, seen = [], {}, 0, 0
+    for task in TASKS:
+        prompts = [p.prompt for p in evaluation_prompts(task, unseen=False)][:count]
+        drawn = draw(prompts)
+        found = [detect(picture) for picture in drawn]
+        rates[task] = float(np.mean([not plan(f, parse(p)) for f, p in zip(found, prompts)]))
+        blobs += sum(any(o.shape == "blob" for o in f) for f in found)
+        seen += len(found)
+        rows.append(drawn)
+    return rows, {**rates, "overall": float(np.mean(list(rates.values()))), "malformed": blobs / seen}
 
 
 def is_right(picture: np.ndarray, prompt: str) -> bool:

@@ -57,6 +57,9 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     elif config.task == "sana_vision":
         from trainer.tasks.sana.vision import SanaVisionTask
         task = SanaVisionTask(config)
+    elif config.task == "sana_base":
+        from trainer.tasks.sana.base import SanaBaseTask
+        task = SanaBaseTask(config)
     elif config.task == "text":
         from trainer.tasks.text import TextTask
         task = TextTask(config)

@@ -2,8 +2,8 @@
 
 The real models' tokenizers have tens of thousands of pieces, which a small text encoder has no use
 for. This one has a token for each word of the shapes world and stands in their place: `tokenizer/`
-(kind "clip") and `tokenizer_2/` (kind "t5") of a model folder, and Gemma's `tokenizer/` (kind "gemma"). It is an ordinary
-`PreTrainedTokenizerFast`, so nothing in the library knows the difference.
+(kind "clip") and `tokenizer_2/` (kind "t5") of a model folder, or Gemma's `tokenizer/` (kind "gemma"). It is an
+ordinary `PreTrainedTokenizerFast`, so nothing in the library knows the difference.
 
 Text is lower-cased; words are runs without white space and without `, . : ; ! ? ( ) "`, each of which
 is a token of its own, as is the marker `[reflexion]`. A word that is not in the vocabulary is `<unk>`.

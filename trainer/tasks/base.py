@@ -20,17 +20,12 @@ from torch import Tensor
 from reflect_core.generators.flux_corrector.folder import write_folder
 from reflect_core.generators.flux_corrector.latents import grid_ids
 from reflect_core.generators.flux_corrector.transformer import flux_forward
-from reflect_core.shapes.detector import detect
-from reflect_core.shapes.evaluation import evaluation_prompts
-from reflect_core.shapes.prompt import parse
-from reflect_core.shapes.repair import plan
-from reflect_core.shapes.sample import TASKS
 
 from ..bank import bank_key, cached
 from ..config import TrainConfig
 from ..identity import PROBE, digest, fingerprint, of_autoencoder, of_texts
 from ..pictures import encode_pictures, save_sheet
-from ..shapes import captioned, correction_figures
+from ..shapes import captioned, correction_figures, drawn_figures
 from ..triplets import Triplet
 from .common import CLIP_LENGTH, autocast, forget_places, provenance_of, token_ids, write_provenance
 from .edits import correct_alone, encode_edits, held_out_edits
@@ -193,16 +188,7 @@ class BaseTask:
         """Draw held-out prompts of every task; the sheet's rows are tasks and, if corrections are learned,
         flawed pictures, corrected and target. Rates are by the detector."""
         guidance = self.m.sample_guidance if step > self.distil_from else 1.0
-        rows, rates, blobs, seen = [], {}, 0, 0
-        for task in TASKS:
-            prompts = [p.prompt for p in evaluation_prompts(task, unseen=False)][: self.d.sample_prompts]
-            drawn = self.draw(prompts, guidance)
-            found = [detect(p) for p in drawn]
-            rates[task] = float(np.mean([not plan(f, parse(p)) for f, p in zip(found, prompts)]))
-            blobs += sum(any(o.shape == "blob" for o in f) for f in found)
-            seen += len(found)
-            rows.append(drawn)
-        figures = {**rates, "overall": float(np.mean(list(rates.values()))), "malformed": blobs / seen}
+        rows, figures = drawn_figures(lambda prompts: self.draw(prompts, guidance), self.d.sample_prompts)
         if self.held_out:
             drawn = correct_alone(self.parts, self.held_out, tuple(self.m.condition_offset), self.length, guidance)
             figures |= correction_figures(self.held_out, drawn)

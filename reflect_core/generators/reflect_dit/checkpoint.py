@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...model_files import read_json, read_safetensors
@@ -61,7 +63,22 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[SanaTr
     check_names({**transformer.state_dict(), **context.state_dict()}, weights)
     transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)}, assign=True)
     context.load_state_dict({k: v for k, v in weights.items() if k.startswith(OWN)}, assign=True)
+    if isinstance(transformer.patch_embed.pos_embed, Tensor):  # computed, so that no file has it; SANA has none
+        transformer.patch_embed.pos_embed = build({**config, "num_layers": 0})[0].patch_embed.pos_embed
     return transformer.requires_grad_(False), context.requires_grad_(False)
+
+
+def write_checkpoint(folder: str | Path, transformer: SanaTransformer2DModel, context: ContextEncoder) -> None:
+    """Both in the released layout, into a folder that exists: one safetensors file and a config.json with its keys."""
+    folder = Path(folder)
+    own = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
+    config = {"_class_name": "SanaTransformer2DModelWithContext", **own, "reflection": True,
+              "vision_feature_dim": context.clip_projection.linear_1.in_features,
+              "num_reflection_transformer_layers": len(context.reflection_transformer),
+              "reflection_mode": "vanilla", "context_qk_norm": None}
+    save_file({**transformer.state_dict(), **context.state_dict()}, folder / f"{STEM}.safetensors",
+              {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,17 +6,20 @@ layout (`checkpoint.py`). With it the folder needs a SigLIP vision model in `ima
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...model_files import check_model_folder, read_json
+from ...model_files import PICKLES, check_model_folder, read_json
 from ...types import UserError
 from ..loading import load_part, quiet
 from ..memory import enough_memory
-from .checkpoint import check_config, load, weight_files
+from .checkpoint import check_config, load, weight_files, write_checkpoint
+from .context import ContextEncoder
 
 VISION = "image_encoder"
 _CLASSES = {
@@ -54,6 +57,37 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None) -> tu
         raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
                         "google/siglip-large-patch16-384), which sees the flawed pictures")
     return index, place
+
+
+def write_folder(folder: str | Path, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, scheduler: Any,
+                 tokenizer: Path, context: ContextEncoder | None = None, image_encoder: nn.Module | None = None,
+                 settings: dict[str, Any] | None = None) -> Path:
+    """Write a model folder, of plain SANA or in the layout of Reflect-DiT's checkpoint.
+
+    Args: tokenizer, the folder that it lies in. settings: what becomes `reflect.json`, see
+    `reflect_core.presets.load`.
+    """
+    import diffusers
+
+    folder = Path(folder)
+    parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler, "transformer": transformer}
+    if context is not None:
+        parts[VISION] = image_encoder
+    with quiet():
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+    if context is not None:
+        write_checkpoint(folder / "transformer", transformer, context)
+    shutil.copytree(tokenizer, folder / "tokenizer", ignore=shutil.ignore_patterns(*(f"*{p}" for p in PICKLES)))
+    kind = read_json(Path(tokenizer) / "tokenizer_config.json", "").get("tokenizer_class", "PreTrainedTokenizerFast")
+    index = {"_class_name": "SanaPipeline", "_diffusers_version": diffusers.__version__,
+             "tokenizer": ["transformers", kind],
+             **{name: ["transformers" if name in ("text_encoder", VISION) else "diffusers", type(part).__name__]
+                for name, part in parts.items()}}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if settings is not None:
+        (folder / "reflect.json").write_text(json.dumps(settings, indent=2) + "\n")
+    return folder
 
 
 def vision_folder(folder: Path, checkpoint: Path) -> Path | None:

@@ -29,11 +29,8 @@ def reflect_forward(transformer: nn.Module, context: ContextEncoder | None, hidd
         mask_context: leave padding out of the context transformer's attention. Official: false.
         rotary_bf16: see `ContextEncoder.forward`.
     """
-    batch, _, height, width = hidden_states.shape
-    patch = transformer.config.patch_size
-    height, width = height // patch, width // patch
-    latents = transformer.patch_embed(hidden_states)
-    modulation, embedded = transformer.time_embed(timestep, batch_size=batch, hidden_dtype=latents.dtype)
+    dtype = transformer.patch_embed.proj.weight.dtype
+    modulation, embedded = transformer.time_embed(timestep, batch_size=len(hidden_states), hidden_dtype=dtype)
     words = transformer.caption_norm(transformer.caption_projection(encoder_hidden_states))
     keep = encoder_attention_mask.bool()
     if pairs is not None:
@@ -42,6 +39,19 @@ def reflect_forward(transformer: nn.Module, context: ContextEncoder | None, hidd
         words, keep = torch.cat([words, tokens], dim=1), torch.cat([keep, real], dim=1)
         if mask_last:
             keep[:, -1] = False
+    return blocks_forward(transformer, hidden_states, words, keep, modulation, embedded)
+
+
+def blocks_forward(transformer: nn.Module, hidden_states: Tensor, words: Tensor, keep: Tensor, modulation: Tensor,
+                   embedded: Tensor) -> Tensor:
+    """Noisy latents (B, C, H, W) to what is predicted of them (B, C, H, W).
+
+    Args: words (B, L, D) and keep (B, L), true where they are attended to; modulation (B, 6 D) and embedded (B, D), of
+    the time step.
+    """
+    height, width = (side // transformer.config.patch_size for side in hidden_states.shape[2:])
+    patch = transformer.config.patch_size
+    latents = transformer.patch_embed(hidden_states)
     bias = torch.zeros_like(keep, dtype=latents.dtype).masked_fill(~keep, CUT)[:, None]
     for block in transformer.transformer_blocks:
         latents = block(latents, None, words, bias, modulation, height, width)
