@@ -13,6 +13,7 @@ from reflect_core.types import UserError
 from .checks import at_least, check_tasks, share
 from .schema import filled, parse
 from .settings_sana import (
+    ReflectModel,
     SanaBaseData,
     SanaBaseModel,
     SanaTextModel,
@@ -125,13 +126,15 @@ class BaseData:
 @dataclass(frozen=True)
 class HarvestModel:
     base: str
-    """Result folder of a `base` run."""
+    """Result folder of a `base` or a `sana_base` run, or another model folder of either family."""
     text_length: int
     sample_steps: int = 16
     sample_guidance: float = 2.5
+    tries: int = 1
+    """Pictures of each prompt."""
 
     def __post_init__(self) -> None:
-        at_least(self, "model.", 1, "text_length", "sample_steps")
+        at_least(self, "model.", 1, "text_length", "sample_steps", "tries")
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,8 @@ class Source:
     """How often each is drawn in comparison to those of a source with repeat 1."""
     tasks: dict[str, float] | None = None
     """Weights of the shapes world's tasks, for corrupted ones."""
+    tries: int = 1
+    """Of corrupted scenes, how many of each prompt."""
 
     def check(self, key: str) -> None:
         if self.kind not in ("folder", "corrupted"):
@@ -205,7 +210,7 @@ class Source:
             raise UserError(f"the key {key}.path is missing; expected the folder that holds triplets.jsonl")
         if self.kind == "corrupted" and self.count is None:
             raise UserError(f"the key {key}.count is missing; expected how many to make")
-        at_least(self, key + ".", 1, "count", "repeat")
+        at_least(self, key + ".", 1, "count", "repeat", "tries")
         check_tasks(self.tasks, key + ".tasks")
 
 
@@ -243,7 +248,11 @@ class CorrectorData:
 class BundleModel:
     base: str
     lora: str | None = None
-    """Result folder of a `corrector` run."""
+    """Result folder of a `corrector` run, on a base of the FLUX family."""
+    checkpoint: str | None = None
+    """Result folder of a `reflect` run, on a base of the SANA family; it takes the place of the base's transformer."""
+    vision: str | None = None
+    """Result folder of a `sana_vision` run, the one that the checkpoint was trained with."""
     most_megabytes: float = 24
 
 
@@ -263,7 +272,7 @@ SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (
             "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData),
             "bundle": (BundleModel, BundleData), "sana_vae": (SanaVaeModel, VaeData),
             "sana_text": (SanaTextModel, TextData), "sana_vision": (SanaVisionModel, SanaVisionData),
-            "sana_base": (SanaBaseModel, SanaBaseData)}
+            "sana_base": (SanaBaseModel, SanaBaseData), "reflect": (ReflectModel, CorrectorData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

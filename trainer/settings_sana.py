@@ -129,3 +129,50 @@ class SanaBaseData:
     def __post_init__(self) -> None:
         at_least(self, "data.", 1, "bank", "sample_prompts")
         check_tasks(self.tasks, "data.tasks")
+
+
+@dataclass(frozen=True)
+class ReflectModel:
+    base: str
+    """Model folder of the SANA family in diffusers' layout."""
+    vision: str
+    """Folder of SigLIP's vision model, or one that has it as `image_encoder/`."""
+    checkpoint: str | None = None
+    """Reflect-DiT weights to go on from; null: the base's, and new parts whose last gain is zero."""
+    text_length: int = 300
+    """Most tokens of a prompt or a feedback. 300: published."""
+    image_tokens: int = 64
+    """Of each flawed picture. 64: published."""
+    context_layers: int = 2
+    """Of the context transformer. 2: published."""
+    pairs: int = 3
+    """Most flawed pictures of a row. 3: published."""
+    size: int = 64
+    """Pixels of the picture that is drawn. 1024: published."""
+    rank: int | None = None
+    """null: all of SANA is trained, as published. A number: low-rank changes of its attention, beside the new parts."""
+    weights: str = "fp32"
+    """Of what is frozen: fp32, or bf16 for a large model. All of SANA is trained in fp32 only."""
+    sft: bool = False
+    """The paper's control: the same training on the good pictures alone, without any context."""
+    keep: float = 0.0
+    """Share of the rows whose good picture is the last flawed one, mended; that of the others is one of the prompt's
+    good pictures at random. 0: published."""
+    plain: float = 0.0
+    """Share of the steps without any context. 0: published."""
+    drop_text: float = 0.1
+    drop_context: float = 0.3
+    time_mean: float = 0.0
+    """As for the base."""
+    sample_steps: int = 14
+    sample_guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
+                 "sample_steps")
+        share(self, "keep", "plain", "drop_text", "drop_context")
+        if self.weights not in ("fp32", "bf16"):
+            raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
+        if self.weights == "bf16" and self.rank is None:
+            raise UserError("model.weights is 'bf16' and model.rank null; expected fp32 where all of SANA is trained, "
+                            "or a rank, for example model.rank: 32")

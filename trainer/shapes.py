@@ -20,7 +20,7 @@ from reflect_core.shapes.sample import (
     sample_scene,
     sample_sentence,
 )
-from reflect_core.shapes.scene import COLOURS, SHAPES, SIZE, Obj, fits, render_array
+from reflect_core.shapes.scene import COLOURS, SHAPES, SIZE, Obj, Scene, fits, render_array
 
 from .triplets import MARKER, Triplet
 
@@ -121,22 +121,43 @@ def _same_meaning(task: str, requirement: Requirement, rng: np.random.Generator)
             return text
 
 
-def corrupted_triplets(seed: int, count: int, tasks: dict[str, float] | None = None) -> Iterator[Triplet]:
-    """Triplets from corrupted scenes: 1 to 5 flaws each, of which up to three are told and mended."""
-    return itertools.islice(_corrupted(seed, tasks), count)
+FLAWS, CHANCES = (1, 2, 3, 4, 5), (0.35, 0.3, 0.2, 0.1, 0.05)
+"""Flaws that are put into a scene, and how often as many."""
 
 
-def _corrupted(seed: int, tasks: dict[str, float] | None) -> Iterator[Triplet]:
+def corrupted_triplets(seed: int, count: int, tasks: dict[str, float] | None = None, tries: int = 1
+                       ) -> Iterator[Triplet]:
+    """Triplets from corrupted scenes: 1 to 5 flaws each, of which up to three are told and mended.
+
+    `tries` of each prompt follow one another. Of every other prompt they are scenes of their own; of the rest each is
+    what an imperfect correction made of the one before: some of its flaws are mended, and there may be a new one.
+    """
+    return itertools.islice(_corrupted(seed, tasks, tries), count)
+
+
+def _corrupted(seed: int, tasks: dict[str, float] | None, tries: int) -> Iterator[Triplet]:
     rng = np.random.default_rng(seed)
     chances = task_weights(tasks)
     while True:
         task = TASKS[rng.choice(len(TASKS), p=chances)]
         prompt, requirement = sample_prompt(task, rng)
-        flawed = corrupt(sample_scene(requirement, rng), requirement, rng,
-                         int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.3, 0.2, 0.1, 0.05])))
-        triplet = mend(prompt, requirement, flawed, render_array(flawed), rng)
-        if triplet is not None:
-            yield triplet
+        series, scene = tries > 1 and rng.random() < 0.5, None
+        for _ in range(tries):
+            if scene is None or not series:
+                scene = corrupt(sample_scene(requirement, rng), requirement, rng, int(rng.choice(FLAWS, p=CHANCES)))
+            else:
+                scene = _half_mended(scene, requirement, rng)
+            triplet = mend(prompt, requirement, scene, render_array(scene), rng)
+            if triplet is not None:
+                yield triplet
+
+
+def _half_mended(scene: Scene, requirement: Requirement, rng: np.random.Generator) -> Scene:
+    """The scene with some of its flaws mended and, one time in three, a new one."""
+    fixes = plan(scene, requirement)
+    some = [fix for fix in fixes if rng.random() < 0.5]
+    better = apply(scene, requirement, some, rng) or scene
+    return corrupt(better, requirement, rng) if rng.random() < 1 / 3 else better
 
 
 def mend(prompt: str, requirement: Requirement, objects: tuple[Obj, ...], picture: np.ndarray,

@@ -52,7 +52,8 @@ class Sources:
     def _of(self, index: int, start: int = 0) -> Iterator[Triplet]:
         source, lines = self.sources[index], self.lines[index]
         if lines is None:
-            return itertools.islice(corrupted_triplets(self.seed, source.count, source.tasks), start, None)
+            made = corrupted_triplets(self.seed, source.count, source.tasks, source.tries)
+            return itertools.islice(made, start, None)
         return (line.read(self.size) for line in lines[start:])
 
     def probe(self) -> list[Triplet]:
@@ -74,6 +75,7 @@ class Sources:
     def identity(self) -> list:
         """As JSON: the same for the same settings and files, wherever they lie. What the code makes of them is seen
         by `probe`."""
-        return [{"seed": self.seed, "count": source.count, "tasks": source.tasks} if lines is None else
+        return [{"seed": self.seed, "count": source.count, "tasks": source.tasks}
+                | ({"tries": source.tries} if source.tries > 1 else {}) if lines is None else
                 hashlib.sha256(b"".join(line.digest() for line in lines)).hexdigest()
                 for source, lines in zip(self.sources, self.lines)]

@@ -60,6 +60,9 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     elif config.task == "sana_base":
         from trainer.tasks.sana.base import SanaBaseTask
         task = SanaBaseTask(config)
+    elif config.task == "reflect":
+        from trainer.tasks.sana.reflect import ReflectTask
+        task = ReflectTask(config, report)
     elif config.task == "text":
         from trainer.tasks.text import TextTask
         task = TextTask(config)

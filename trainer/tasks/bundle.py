@@ -12,39 +12,44 @@ import torch
 from reflect_core.generators.flux_corrector.folder import check_folder, load_components, lora_options, write_folder
 from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
-from reflect_core.presets.load import PICKLES, read_settings
+from reflect_core.generators.reflect_dit import folder as sana
+from reflect_core.generators.reflect_dit.checkpoint import load as load_checkpoint
+from reflect_core.generators.reflect_dit.options import ReflectOptions
+from reflect_core.presets.load import PICKLES, read_json, read_settings
 from reflect_core.types import UserError
 
 from ..config import TrainConfig
+from ..settings import BundleModel
 from .common import forget_places, read_provenance, uncommitted, write_provenance
 
 
 def bundle(config: TrainConfig, provenance: dict, report: Callable[[str], None] = lambda line: None) -> Path:
-    """Write `config.out` anew from `model.base` and, if given, `model.lora`; `data` becomes reflect.json, on top of the
-    options that lie beside the LoRA.
+    """Write `config.out` anew from `model.base` and what else is given; `data` becomes reflect.json, on top of the
+    options that lie beside the corrector.
 
-    Weights are stored in bf16, as FLUX.1-dev's are, the autoencoder's included. Whole or not at all.
+    Weights are stored in bf16, as the published ones are, the autoencoder's included. Whole or not at all.
     """
     (m, data), out = config.sections(), Path(config.out)
     if out.exists() and any(out.iterdir()) and "bundle" not in (read_provenance(out) or {}):
         raise UserError(f"{out} is in the way and is no model folder that this task wrote; expected one to replace, or "
                         "nothing. Choose another `out`")
-    check_folder(m.base)
-    sources = {key: _provenance(folder, data.allow_dirty) for key, folder in (("base", m.base), ("lora", m.lora))
-               if folder}
-    parts = load_components(m.base, torch.bfloat16)
-    lora = ConditionLora.load(m.lora, parts["transformer"]).to(torch.bfloat16) if m.lora else None
-    settings = {"about": data.about, "defaults": data.defaults,
-                "options": {**(lora_options(m.lora) if m.lora else {}), **data.options}}
+    family = read_json(Path(m.base) / "model_index.json", "expected a model folder in diffusers' layout")
+    flux = family.get("_class_name") != "SanaPipeline"
+    unfit = ("checkpoint", "vision") if flux else ("lora",)
+    for key in unfit:
+        if getattr(m, key) is not None:
+            raise UserError(f"model.{key} is {getattr(m, key)!r}; expected null, for {m.base} is of the "
+                            f"{'FLUX' if flux else 'SANA'} family")
+    given = {key: folder for key in ("base", "lora", "checkpoint", "vision") if (folder := getattr(m, key))}
+    sources = {key: _provenance(folder, data.allow_dirty) for key, folder in given.items()}
+    settings = {"about": data.about, "defaults": data.defaults, "options": data.options}
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        written = {k: part for k, part in parts.items() if not k.startswith("tokenizer")}
-        write_folder(partial, **written, tokenizers=_copy_tokenizers(Path(m.base), partial), lora=lora,
-                     settings={key: value for key, value in settings.items() if value})
+        (_write_flux if flux else _write_sana)(m, partial, settings)
         forget_places(partial)
         _, options = read_settings(partial)
-        _check_options(options)
+        _check_options(CorrectorOptions if flux else ReflectOptions, options)
         write_provenance(partial, {**sources, "bundle": provenance})
         size = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
         if size > m.most_megabytes * 2**20:
@@ -58,6 +63,33 @@ def bundle(config: TrainConfig, provenance: dict, report: Callable[[str], None] 
     return out
 
 
+def _write_flux(m: BundleModel, folder: Path, settings: dict) -> None:
+    check_folder(m.base)
+    parts = load_components(m.base, torch.bfloat16)
+    lora = ConditionLora.load(m.lora, parts["transformer"]).to(torch.bfloat16) if m.lora else None
+    written = {k: part for k, part in parts.items() if not k.startswith("tokenizer")}
+    write_folder(folder, **written, tokenizers=_copy_tokenizers(Path(m.base), folder), lora=lora,
+                 settings=_with_trained(settings, lora_options(m.lora) if m.lora else {}))
+
+
+def _write_sana(m: BundleModel, folder: Path, settings: dict) -> None:
+    if (m.checkpoint is None) != (m.vision is None):
+        raise UserError("got only one of model.checkpoint and model.vision; expected both, or neither for plain SANA")
+    parts, trained = sana.load_components(m.base, dtype=torch.bfloat16), read_settings(m.base)[1]
+    if m.checkpoint is not None:
+        parts["transformer"], parts["context"] = load_checkpoint(m.checkpoint, torch.bfloat16)
+        parts[sana.VISION] = sana.load_vision(m.vision, torch.bfloat16)
+        trained = read_settings(m.checkpoint)[1]
+    parts["tokenizer"] = Path(m.base) / "tokenizer"
+    sana.write_folder(folder, **parts, settings=_with_trained(settings, trained))
+
+
+def _with_trained(settings: dict, options: dict) -> dict:
+    """What becomes reflect.json: the config's options on top of those that the model was trained with."""
+    settings = {**settings, "options": {**options, **settings["options"]}}
+    return {key: value for key, value in settings.items() if value}
+
+
 def _copy_tokenizers(base: Path, folder: Path) -> tuple[str, str]:
     """Copy both tokenizers as they are; returns their classes."""
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
@@ -66,11 +98,11 @@ def _copy_tokenizers(base: Path, folder: Path) -> tuple[str, str]:
     return index["tokenizer"][1], index["tokenizer_2"][1]
 
 
-def _check_options(options: dict) -> None:
+def _check_options(kind: type, options: dict) -> None:
     try:
-        CorrectorOptions(**options)
+        kind(**options)
     except TypeError as error:
-        raise UserError(f"data.options: {error}; expected those of CorrectorOptions") from error
+        raise UserError(f"data.options: {error}; expected those of {kind.__name__}") from error
 
 
 def _provenance(folder: str, allow_dirty: bool) -> dict:

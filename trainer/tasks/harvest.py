@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
-from reflect_core.presets.load import read_json
+from reflect_core.presets.load import load_generator, read_json
 from reflect_core.shapes.detector import detect
 from reflect_core.shapes.prompt import Requirement
 from reflect_core.shapes.repair import plan
 from reflect_core.shapes.sample import TASKS, sample_prompt
-from reflect_core.types import Request, UserError
+from reflect_core.types import Generator, Request, UserError
 
 from ..config import TrainConfig, same_settings
 from ..folder import claim, write_whole
@@ -38,10 +37,10 @@ def harvest(config: TrainConfig, provenance: dict, report: Callable[[str], None]
     """Run `config.steps` batches of `config.batch` pictures; returns the folder with the triplets."""
     (model, _), out = config.sections(), Path(config.out)
     claim(out, config.task)
-    generator = FluxCorrector.from_folder(model.base, device=config.device, condition_size=SIDE,
-                                          max_sequence_length=model.text_length, max_batch=config.batch)
-    base = fingerprint(generator.transformer, generator.vae, generator.texts.text_encoder,
-                       generator.texts.text_encoder_2)
+    generator = load_generator(model.base, device=config.device, max_sequence_length=model.text_length,
+                               max_batch=config.batch)
+    base = fingerprint(*(generator.parts[name] for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
+                         if name in generator.parts))
     same_run(out, {"config": config.to_json(), "base": base,
                    "asked": digest([prompt for prompt, _ in _asked(config, np.random.default_rng(config.seed))])})
     done = resume(out)
@@ -85,9 +84,10 @@ def same_run(out: Path, settings: dict) -> None:
 
 
 def _asked(config: TrainConfig, rng: np.random.Generator) -> list[tuple[str, Requirement]]:
-    """The prompts of one batch, each with what it asks for."""
-    chances = task_weights(config.data.get("tasks"))
-    return [sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng) for _ in range(config.batch)]
+    """The prompts of one batch, each with what it asks for, as often as it is drawn."""
+    chances, tries = task_weights(config.data.get("tasks")), config.model.get("tries", 1)
+    asked = [sample_prompt(TASKS[rng.choice(len(TASKS), p=chances)], rng) for _ in range(-(-config.batch // tries))]
+    return [one for one in asked for _ in range(tries)][: config.batch]
 
 
 def resume(out: Path) -> list[dict[str, int]]:
@@ -112,7 +112,7 @@ def resume(out: Path) -> list[dict[str, int]]:
     return done
 
 
-def _batch(config: TrainConfig, generator: FluxCorrector, batch: int, out: Path) -> tuple[list[dict], dict[str, int]]:
+def _batch(config: TrainConfig, generator: Generator, batch: int, out: Path) -> tuple[list[dict], dict[str, int]]:
     """Draw one batch; returns the lines for triplets.jsonl, whose pictures are written, and what was seen.
 
     Every picture is right, no_room (no mended scene was found) or a triplet; any may also be malformed.

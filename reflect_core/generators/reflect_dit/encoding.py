@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -74,14 +75,19 @@ class Pictures:
         return self.kept.get(key, lambda: self._tokens(picture))[0]
 
     def _tokens(self, picture: Picture) -> Tensor:
+        return self.pooled([picture])[0]
+
+    def pooled(self, pictures: Sequence[Picture]) -> Tensor:
+        """RGB pictures in one batch to tokens (B, T, V) on the CPU; they are not kept."""
         size = self.image_encoder.config.image_size
-        pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-        pixels = torch.from_numpy((pixels - 0.5) / 0.5).permute(2, 0, 1)[None]
-        where, dtype = self.places("image_encoder", size * size), self.image_encoder.dtype
+        pixels = np.stack([np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+                           for picture in pictures]) / 255
+        pixels = torch.from_numpy((pixels - 0.5) / 0.5).permute(0, 3, 1, 2)
+        where, dtype = self.places("image_encoder", len(pictures) * size * size), self.image_encoder.dtype
         states = self.image_encoder(pixels.to(where, dtype)).last_hidden_state
         grid = math.isqrt(states.shape[1])
         pooled = F.avg_pool2d(states.transpose(1, 2).unflatten(2, (grid, grid)), grid // self.side)
-        return pooled.flatten(2)[0].T.to("cpu")
+        return pooled.flatten(2).transpose(1, 2).to("cpu")
 
 
 def instruction(option: str) -> str:

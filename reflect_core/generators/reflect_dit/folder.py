@@ -59,6 +59,15 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None) -> tu
     return index, place
 
 
+def load_vision(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """SigLIP's vision model from `image_encoder/` of a folder or, if there is none, from the folder itself."""
+    folder = Path(folder)
+    place, name = (folder, VISION) if (folder / VISION).is_dir() else (folder.parent, folder.name)
+    read_json(place / name / "config.json", "expected the one of a SigLIP model")
+    with quiet():
+        return load_part(place, name, ["transformers", "SiglipVisionModel"], dtype)
+
+
 def write_folder(folder: str | Path, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, scheduler: Any,
                  tokenizer: Path, context: ContextEncoder | None = None, image_encoder: nn.Module | None = None,
                  settings: dict[str, Any] | None = None) -> Path:
@@ -107,6 +116,5 @@ def load_components(folder: str | Path, checkpoint: str | Path | None = None, dt
                 parts[name] = load_part(folder, name, index[name], dtype)
         if place is not None:
             parts["transformer"], parts["context"] = load(place, dtype)
-            where = vision_folder(folder, place)
-            parts[VISION] = load_part(where, VISION, ["transformers", "SiglipVisionModel"], dtype)
+            parts[VISION] = load_vision(vision_folder(folder, place), dtype)
         return {name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()}

@@ -1,0 +1,267 @@
+"""Reflection tuning (Reflect-DiT, section 3): SANA learns to draw with its flawed pictures and their feedback in view.
+
+Velocity MSE with logit-normal times. A row of a batch is a prompt, 1 to 3 flawed pictures of it in random order, each
+with its feedback, and a good picture; the prompt and the context are each dropped now and then. All of SANA is trained
+with the new parts, or low-rank changes of its attention; the new parts' last gain starts at zero.
+
+What differs from the official code, each a setting with the published value as the default:
+- `keep`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt
+  says all that an independent picture shows, so that a small model learns nothing from feedback on others (measured:
+  see the README).
+- `plain`: rows without any context, as the first picture of a search is drawn. Published: none, so that the first
+  picture comes from a model that was never trained on such input.
+And without one: all rows of a batch have as many pairs, where they are to be had; padding is left out of the context's
+attention, and each row's own last token is the one that is never attended to, as when it is drawn alone; feedback has
+no prefix, as at inference; the optimiser is AdamW or Muon with a schedule, and an average of the weights is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reflect_core.generators.places import Places
+from reflect_core.generators.reflect_dit.checkpoint import write_checkpoint
+from reflect_core.generators.reflect_dit.context import ContextEncoder
+from reflect_core.generators.reflect_dit.encoding import Pictures
+from reflect_core.generators.reflect_dit.folder import load_components, load_vision
+from reflect_core.generators.reflect_dit.options import ReflectOptions
+from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
+from reflect_core.generators.reflect_dit.transformer import reflect_forward
+from reflect_core.types import Pair, Request, UserError
+
+from ...bank import bank_key, cached_in_parts
+from ...config import TrainConfig
+from ...identity import digest, fingerprint, of_autoencoder, of_texts
+from ...pictures import at_once, save_sheet
+from ...shapes import correction_figures
+from ...sources import Sources
+from ...triplets import Triplet
+from ..common import autocast, forget_places, provenance_of, write_provenance
+from .base import encode_latents, trimmed
+from .context import laid, tuned_forward
+from .lora import add_lora, merge_lora
+from .parts import as_convolutions, as_matrices
+from .text import states, text_ids
+
+
+class ReflectTask:
+    """Trains SANA and what Reflect-DiT adds to it. See `loop.Task`."""
+
+    def __init__(self, config: TrainConfig, report: Callable[[str], None] = lambda line: None) -> None:
+        self.config, self.report, (self.m, self.d) = config, report, config.sections()
+        sources = Sources(self.d, config.seed, self.m.size)
+        # Read now: what is broken is to be said before the training.
+        self.origin = {"base": provenance_of(self.m.base), "vision": provenance_of(self.m.vision),
+                       "sources": [provenance_of(s.path) if s.kind == "folder" else s.kind for s in sources.sources]}
+        self._load()
+        settings = self._bank_settings(sources)
+        self.bank = cached_in_parts(Path(config.out), settings, lambda start: self._encoded(sources, start))
+        for name in ("prompt", "feedback"):
+            self.bank[name] = trimmed(self.bank[name])
+        self.rows = torch.cat([(self.bank["source"] == index).nonzero()[:, 0].repeat(source.repeat)
+                               for index, source in enumerate(sources.sources)])
+        self.others = _others(self.bank["prompt"])
+        self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]), "base": fingerprint(
+            self.base, self.parts["text_encoder"], self.parts["image_encoder"])}
+        del self.base
+        self.held_out = sources.held_out()
+        self.empty = self._ids([""])[:, : self.bank["prompt"].shape[1]].to(self.bank["prompt"])
+        self.forward = torch.compile(tuned_forward, dynamic=False) if config.compile else tuned_forward
+        self.plain = torch.compile(reflect_forward, dynamic=False) if config.compile else reflect_forward
+
+    def _load(self) -> None:
+        m, device = self.m, self.config.device
+        dtype = torch.bfloat16 if m.weights == "bf16" else torch.float32
+        self.parts = load_components(m.base, m.checkpoint, dtype)
+        self.parts["image_encoder"] = load_vision(m.vision, dtype)
+        self.parts = {name: part.to(device) if isinstance(part, torch.nn.Module) else part
+                      for name, part in self.parts.items()}
+        self.transformer = self.base = self.parts["transformer"]
+        made = self.transformer.config
+        if "context" not in self.parts:
+            self.parts["context"] = ContextEncoder(
+                made.num_attention_heads * made.attention_head_dim, self.parts["image_encoder"].config.hidden_size,
+                made.caption_channels, made.num_cross_attention_heads, made.cross_attention_head_dim, m.context_layers,
+                made.mlp_ratio)
+        self.context = self.parts["context"].to(device, torch.float32).requires_grad_(True)
+        if m.rank is None:
+            self.transformer.requires_grad_(True)
+            as_matrices(self.transformer)
+        else:
+            add_lora(self.transformer, m.rank)
+        options = self.options()
+        self.places = Places({"image_encoder": self.parts["image_encoder"]})
+        self.pictures = Pictures(self.parts["image_encoder"], options.image_tokens, 1, self.places)
+        patch = 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1) * made.patch_size
+        if m.size % patch:
+            raise UserError(f"model.size is {m.size}; expected a multiple of {patch}, the pixels to one token")
+
+    def options(self) -> ReflectOptions:
+        """Those with which a picture is drawn as it was trained."""
+        return ReflectOptions(max_context=self.m.pairs, image_tokens=self.m.image_tokens, prompt_instruction="",
+                              max_sequence_length=self.m.text_length, max_batch=32, picture_cache=4096,
+                              text_cache=4096)
+
+    def _bank_settings(self, sources: Sources) -> dict:
+        """What decides the bank, as JSON."""
+        probe = sources.probe()
+        texts = [self._ids([getattr(t, name) for t in probe]) for name in ("prompt", "reflection")]
+        return {"sources": sources.identity(), "size": self.m.size, "length": self.m.text_length,
+                "tokens": self.m.image_tokens, "vae": of_autoencoder(self.parts["vae"]),
+                "vision": fingerprint(self.parts["image_encoder"]), "precision": self.config.precision,
+                "texts": of_texts(texts, self.parts["tokenizer"]),
+                "probe": digest(*(part for t in probe for part in (t.prompt, t.reflection, t.flawed, t.good)))}
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        return text_ids(self.parts["tokenizer"], texts, self.m.text_length)
+
+    @torch.no_grad()
+    def _encoded(self, sources: Sources, start: int) -> Iterator[dict[str, Tensor]]:
+        """Of the triplets from the `start`-th on: the flawed picture's tokens (T, N, V), the good one's latents
+        (T, C, h, w), the ids of prompt and feedback (T, L), and which source (T,) each is of."""
+        triplets, done, told = sources.triplets(start), start, time.monotonic()
+        while chunk := list(itertools.islice(triplets, 8 * at_once(self.m.size, self.m.size))):
+            found = [triplet for _, triplet in chunk]
+            with autocast(self.config):
+                flawed = [self.pictures.pooled([Image.fromarray(t.flawed) for t in found[k:k + 64]])
+                          for k in range(0, len(found), 64)]
+                good = encode_latents(self.parts["vae"], np.stack([t.good for t in found]))
+            yield {"flawed": torch.cat(flawed).half().contiguous(), "good": good.half().contiguous(),
+                   "prompt": self._ids([t.prompt for t in found]).int(),
+                   "feedback": self._ids([t.reflection for t in found]).int(),
+                   "source": torch.tensor([index for index, _ in chunk], dtype=torch.int32)}
+            done += len(chunk)
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                self.report(f"{done} triplets encoded")
+
+    def named_parameters(self):
+        yield from self.transformer.named_parameters("transformer")
+        if not self.m.sft:
+            yield from self.context.named_parameters("context")
+
+    def matrices(self) -> set[str]:
+        return {n for n, p in self.named_parameters() if p.ndim == 2 and not n.endswith("scale_shift_table")
+                and ("transformer_blocks" in n or "reflection_transformer" in n)}
+
+    def _texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return states(self.parts["text_encoder"], ids.long())
+
+    def loss(self, step: int, generator: torch.Generator) -> Tensor:
+        n, m, bank, device = self.config.batch, self.m, self.bank, self.config.device
+        last = self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
+        chance = torch.rand(3, n, generator=generator)
+        context = [self._pairs(int(row), pairs, generator) for pairs in torch.randint(
+            1, m.pairs + 1, (1,), generator=generator).tolist() for row in last]
+        target = last.clone()
+        for number, row in enumerate(last.tolist()):
+            if chance[2, number] >= m.keep:
+                group = self.others[row]
+                target[number] = group[int(torch.randint(len(group), (1,), generator=generator))]
+        x0 = bank["good"][target].float()
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.sigmoid(torch.randn(n, generator=generator) + m.time_mean)
+        x = torch.lerp(x0, noise, t[:, None, None, None]).to(device)
+        ids = torch.where((chance[0] < m.drop_text)[:, None], self.empty, bank["prompt"][last])
+        plain = m.sft or float(torch.rand((), generator=generator)) < m.plain
+        with autocast(self.config):
+            words, keep = self._texts(ids)
+            if plain:
+                out = self.plain(self.transformer, None, x, words, 1000 * t.to(device), keep)
+            else:
+                out = self.forward(self.transformer, self.context, x, words, keep, 1000 * t.to(device),
+                                   *self._beside(context, (chance[1] < m.drop_context).tolist()))
+        return (out.float() - (noise - x0).to(device)).square().mean()
+
+    def _pairs(self, last: int, pairs: int, generator: torch.Generator) -> list[int]:
+        """Rows of the bank with the same prompt, up to `pairs` in random order, `last` behind the others."""
+        others = [row for row in self.others[last] if row != last]
+        order = torch.randperm(len(others), generator=generator)[: pairs - 1].tolist()
+        return [*(others[k] for k in order), last]
+
+    def _beside(self, context: list[list[int]], dropped: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, index and real."""
+        most, device = max(map(len, context)), self.config.device
+        rows = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in context]).flatten()
+        ids = self.bank["feedback"][rows]
+        lengths = (ids != 0).sum(1).view(len(context), most).tolist()
+        lengths = [lens[: len(row)] for lens, row in zip(lengths, context)]
+        index, real = laid(lengths, dropped, most, self.m.image_tokens, ids.shape[1])
+        texts, _ = self._texts(ids)
+        return self.bank["flawed"][rows].float().to(device), texts, index.to(device), real.to(device)
+
+    def generator(self) -> ReflectDiT:
+        """Reflect-DiT as users run it, with the weights as they are now."""
+        parts = dict(self.parts)
+        if self.m.sft:
+            parts.pop("context"), parts.pop("image_encoder")
+        return ReflectDiT(**parts, options=self.options())
+
+    def draw(self, requests: list[Request]) -> list[np.ndarray]:
+        with autocast(self.config):
+            return [np.asarray(drawn.picture) for drawn in self.generator().draw(requests)]
+
+    def _requests(self, triplets: list[Triplet], told: list[str] | None) -> list[Request]:
+        """One picture for each triplet, with its flawed picture and `told` of it in view; None: with nothing."""
+        m = self.m
+        return [Request(t.prompt, 1000 + k, m.size, m.size, m.sample_steps, m.sample_guidance,
+                        () if told is None else (Pair(told[k], picture=Image.fromarray(t.flawed)),))
+                for k, t in enumerate(triplets)]
+
+    def sample(self, file: Path, step: int) -> dict[str, float]:
+        """Correct what is held out, one pair in view. Rows of the sheet: flawed, corrected, target. `fresh` is of
+        pictures without context, `shuffled` with the feedback of other pictures."""
+        judged = self.d.sample_prompts
+        triplets = self.held_out[: judged or self.d.grid]
+        told = [t.reflection for t in triplets]
+        figures = {}
+        fresh = self.draw(self._requests(triplets, None))
+        drawn = fresh if self.m.sft else self.draw(self._requests(triplets, told))
+        if judged:
+            figures = {"fresh_rate": correction_figures(triplets, fresh)["fix_rate"]}
+            if not self.m.sft:
+                figures |= correction_figures(triplets, drawn)
+                shuffled = self.draw(self._requests(triplets, told[1:] + told[:1]))
+                figures["shuffled_fix_rate"] = correction_figures(triplets, shuffled)["fix_rate"]
+        shown = 16 if judged else self.d.grid
+        save_sheet(file, [[t.flawed for t in triplets[:shown]], drawn[:shown], [t.good for t in triplets[:shown]]])
+        return figures
+
+    def trained_options(self) -> dict[str, Any]:
+        m = self.m
+        return {"max_context": m.pairs, "image_tokens": m.image_tokens, "prompt_instruction": "",
+                "max_sequence_length": m.text_length}
+
+    def export(self, folder: Path, provenance: dict) -> None:
+        """A checkpoint in the released layout in bf16 and how to draw with it; after `sft` that of plain SANA."""
+        merge_lora(self.transformer)
+        made = as_convolutions(self.transformer) if self.m.rank is None else self.transformer
+        folder.mkdir(parents=True, exist_ok=True)
+        made = torch.nn.Module.to(made, torch.bfloat16)
+        if self.m.sft:
+            made.save_pretrained(folder)
+        else:
+            write_checkpoint(folder, made, self.context.to(torch.bfloat16))
+        (folder / "reflect.json").write_text(json.dumps({"options": self.trained_options()}, indent=2) + "\n")
+        forget_places(folder)
+        write_provenance(folder, {**provenance, **self.origin})
+
+
+def _others(prompts: Tensor) -> list[list[int]]:
+    """For each row of ids (T, L) all rows that are equal to it."""
+    groups: dict[bytes, list[int]] = {}
+    keys = [row.numpy().tobytes() for row in prompts]
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    return [groups[key] for key in keys]
