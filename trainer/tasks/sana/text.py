@@ -52,19 +52,22 @@ def load_text(folder: Path) -> tuple[AutoTokenizer, Gemma2Model]:
 
 def text_ids(tokenizer, texts: list[str], length: int) -> Tensor:
     """(B, length), lower-cased and padded on the right as SanaPipeline does it. UserError for a text that is longer."""
-    tokenizer.padding_side = "right"
-    ids = tokenizer([text.lower().strip() for text in texts], padding="max_length", max_length=length,
-                    return_tensors="pt").input_ids
-    if ids.shape[1] > length:
-        longest = max(texts, key=lambda text: len(tokenizer(text).input_ids))
-        raise UserError(f"{longest[:80]!r} has {ids.shape[1]} tokens; expected at most model.text_length = {length}")
+    texts = [text.lower().strip() for text in texts]
+    rows = tokenizer(texts, verbose=False).input_ids
+    longest = max(range(len(rows)), key=lambda number: len(rows[number]))
+    if len(rows[longest]) > length:
+        raise UserError(f"{texts[longest][:80]!r} has {len(rows[longest])} tokens; expected at most "
+                        f"model.text_length = {length}. Raise it, or shorten the text")
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    for row, found in zip(ids, rows):
+        row[: len(found)] = torch.tensor(found)
     return ids
 
 
 def states(encoder: Gemma2Model, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Ids (B, L) to states (B, L, D) and the mask (B, L) of real tokens."""
     ids = ids.to(encoder.device)
-    mask = ids != 0
+    mask = ids != encoder.config.pad_token_id
     return encoder(ids, attention_mask=mask.long()).last_hidden_state, mask
 
 

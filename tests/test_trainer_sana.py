@@ -1,0 +1,227 @@
+"""The SANA family's tasks, as the README uses them: from rendered scenes to a Reflect-DiT folder that draws."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_training import inside, tensors, tiny_configs, train, write_config
+
+from reflect_core.generators.reflect_dit.context import ContextEncoder, Pairs
+from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
+from reflect_core.generators.reflect_dit.transformer import reflect_forward
+from reflect_core.presets.load import load_generator
+from reflect_core.shapes.scene import BACKGROUND
+from reflect_core.types import Pair, Request
+from trainer.config import load_config
+from trainer.tasks.sana.context import laid, tuned_forward
+from trainer.tasks.sana.lora import add_lora, merge_lora
+from trainer.tasks.sana.parts import as_convolutions, as_matrices, build_transformer
+from trainer.tasks.sana.reflect import ReflectTask
+from trainer.tasks.sana.text import before
+from trainer.tasks.sana.vae import load_autoencoder
+
+TASKS = ("sana_vae", "sana_text", "sana_vision", "sana_base", "reflect")
+
+
+def blank(folder, to):
+    """A copy of a SANA folder that draws the empty background, so that the harvest has something to add."""
+    shutil.copytree(folder, to)
+    file = to / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.conv.weight"].zero_()
+    weights["decoder.conv_out.conv.bias"].copy_((torch.tensor(BACKGROUND) / 127.5 - 1).repeat_interleave(4))
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The folder in which all tasks ran, one after the other, and what they printed."""
+    folder, printed = tmp_path_factory.mktemp("sana"), {}
+    for task in TASKS:
+        done = train("--config", write_config(folder, task))
+        assert done.returncode == 0, (task, done.stdout, done.stderr)
+        printed[task] = done.stdout
+    return folder, printed
+
+
+def bundled(folder, capsys, **model):
+    made = {"base": str(folder / "sana_base" / "result"), "checkpoint": str(folder / "reflect" / "result"),
+            "vision": str(folder / "sana_vision" / "result"), **model}
+    data = {"allow_dirty": True, "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0}}
+    file = write_config(folder, "bundle", model=made, data=data)
+    return inside(capsys, "--config", file)
+
+
+def test_every_task_says_how_far_it_is_and_what_came_out(chain):
+    _, printed = chain
+    for task, figure in (("sana_vae", "held_out_l1_of_255"), ("sana_text", "before"), ("sana_vision", "above_twin"),
+                         ("sana_base", "overall"), ("reflect", "shuffled_fix_rate")):
+        assert "step 2/6 loss" in printed[task] and f"{figure} " in printed[task]
+
+
+def test_the_bundle_draws_with_flawed_pictures_in_view(chain, capsys):
+    folder, _ = chain
+    assert bundled(folder, capsys).code == 0
+    generator = load_generator(folder / "bundle")
+    assert isinstance(generator, ReflectDiT) and generator.max_context == 3 and generator.defaults["steps"] == 2
+    pairs = tuple(Pair(words, picture=Image.new("RGB", (64, 64), colour)) for words, colour in (
+        ("add a red circle", "white"), ("remove the blue star", "blue")))
+    drawn = generator.draw([Request("a red circle", 1, steps=2), Request("a red circle", 1, steps=2, context=pairs)])
+    first, second = (one.picture for one in drawn)
+    assert first.size == (64, 64) and first.tobytes() != second.tobytes()
+
+
+def test_provenance_tells_of_every_part(chain, capsys):
+    folder, _ = chain
+    assert bundled(folder, capsys).code == 0
+    found = json.loads((folder / "bundle" / "provenance.json").read_text())
+    assert set(found) == {"base", "checkpoint", "vision", "bundle"}
+    assert found["checkpoint"]["data"]["triplets"] == 16 and found["base"]["vae"]["seed"] == 11
+    assert str(folder) not in json.dumps(found)
+
+
+def test_the_result_is_read_as_a_checkpoint_beside_its_base(chain):
+    folder, _ = chain
+    base = folder / "sana_base" / "result"
+    with_vision = folder / "beside"
+    shutil.copytree(folder / "reflect" / "result", with_vision)
+    shutil.copytree(folder / "sana_vision" / "result" / "image_encoder", with_vision / "image_encoder")
+    generator = ReflectDiT.from_folder(base, lora=with_vision)
+    assert generator.max_context == 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"sft": True}, {"rank": 2}], ids=["whole", "sft", "lora"])
+def test_a_run_that_was_cut_ends_with_the_same_bits(chain, changes, tmp_path, capsys):
+    folder, _ = chain
+    made = tiny_configs(folder)["reflect"]
+    made = {**made, "model": {**made["model"], **changes}}
+    whole, cut = (write_config(tmp_path / name, "reflect", **made) for name in ("whole", "cut"))
+    assert inside(capsys, "--config", whole).code == 0
+    assert inside(capsys, "--config", cut, "--set", "steps=4").code == 0
+    # A schedule of four steps differs from one of six, so that the cut is made behind the third by its checkpoint.
+    run = tmp_path / "cut" / "reflect"
+    for file in run.glob("step-*.safetensors"):
+        file.unlink()
+    source = tmp_path / "whole" / "reflect" / "step-4.safetensors"
+    (run / "step-4.safetensors").write_bytes(source.read_bytes())
+    assert inside(capsys, "--config", cut).code == 0
+    results = [tensors(tmp_path / name / "reflect" / "result" / "diffusion_pytorch_model.safetensors")
+               for name in ("whole", "cut")]
+    assert results[0] == results[1]
+    own = {name for name in results[0] if "reflection" in name or "clip_" in name}
+    assert bool(own) != changes.get("sft", False)
+
+
+def test_pictures_of_the_base_are_harvested_several_of_each_prompt(chain, capsys):
+    folder, _ = chain
+    blank(folder / "sana_base" / "result", folder / "sana_blank")
+    file = write_config(folder, "harvest", batch=6, model={
+        "base": str(folder / "sana_blank"), "text_length": 48, "sample_steps": 2, "tries": 3})
+    assert inside(capsys, "--config", file).code == 0
+    lines = [json.loads(line) for line in (folder / "harvest" / "triplets.jsonl").read_text().splitlines()]
+    assert len(lines) == 18 and len({line["prompt"] for line in lines}) == 6
+    made = tiny_configs(folder)["reflect"]
+    source = {"kind": "folder", "path": str(folder / "harvest")}
+    task = ReflectTask(load_config(write_config(folder, "reflect", out=str(folder / "own"), model=made["model"], data={
+        "sample_prompts": 2, "sources": [source]})))
+    assert all(len(group) == 3 for group in task.others)
+    generator = torch.Generator().manual_seed(0)
+    for row in range(18):
+        pairs = task._pairs(row, 3, generator)
+        assert pairs[-1] == row and sorted(pairs) == sorted(task.others[row])
+
+
+@pytest.mark.parametrize("model, said", [
+    ({"lora": "x"}, "is of the SANA family"), ({"vision": None}, "got only one of model.checkpoint and model.vision"),
+    ({"base": "nowhere"}, "no such file")])
+def test_bundles_that_do_not_go_together(chain, model, said, capsys):
+    folder, _ = chain
+    done = bundled(folder, capsys, **model)
+    assert done.code == 2 and said in done.error
+
+
+def test_a_text_that_is_too_long_is_named(chain, capsys, tmp_path):
+    folder, _ = chain
+    made = tiny_configs(folder)["reflect"]
+    file = write_config(tmp_path, "reflect", model={**made["model"], "text_length": 4}, data=made["data"])
+    done = inside(capsys, "--config", file)
+    assert done.code == 2 and "expected at most model.text_length = 4" in done.error
+
+
+@pytest.fixture(scope="module")
+def parts(chain):
+    """A transformer whose blocks all do something, and a context."""
+    folder, _ = chain
+    torch.manual_seed(0)
+    task = load_config(write_config(folder, "sana_base", out=str(folder / "unused"))).sections()[0]
+    transformer = build_transformer(task, load_autoencoder(folder / "sana_vae" / "result"), 32)
+    context = ContextEncoder(32, 12, 32, 2, 16, 2)
+    for part in (transformer, context):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return transformer, context
+
+
+@torch.no_grad()
+def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
+    """Rows of one, two and three pairs, a dropped one, and prompts of several lengths, in one batch."""
+    transformer, context = parts
+    tokens, stride = 4, 6
+    rows = [[5, 2], [3], [6, 1, 4], [2, 2]]
+    dropped = [False, False, False, True]
+    x, t = torch.randn(4, 4, 8, 8), torch.tensor([900.0, 500.0, 100.0, 700.0])
+    words, keep = torch.randn(4, 7, 32), torch.arange(7) < torch.tensor([[7], [2], [5], [3]])
+    images, texts = torch.randn(12, tokens, 12), torch.randn(12, stride, 32)
+    index, real = laid(rows, dropped, 3, tokens, stride)
+    together = tuned_forward(transformer, context, x, words, keep, t, images, texts, index, real)
+    for n, lengths in enumerate(rows):
+        mine = slice(3 * n, 3 * n + len(lengths))
+        mask = (torch.arange(stride) < torch.tensor(lengths)[:, None]).long()
+        pairs = Pairs(images[mine], texts[mine], mask, (None if dropped[n] else tuple(range(len(lengths))),))
+        one = slice(n, n + 1)
+        alone = reflect_forward(transformer, context, x[one], words[one], t[one], keep[one].long(), pairs)
+        assert torch.allclose(together[n], alone[0], atol=2e-5), n
+
+
+@torch.no_grad()
+def test_convolutions_as_matrices_are_the_same_function(parts):
+    transformer, _ = copy.deepcopy(parts)
+    x, words, keep, t = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 32), torch.ones(2, 3), torch.tensor([10.0, 700.0])
+    before_ = reflect_forward(transformer, None, x, words, t, keep)
+    names = {name: value.clone() for name, value in transformer.state_dict().items()}
+    as_matrices(transformer)
+    assert all(p.ndim == 2 for n, p in transformer.named_parameters() if "conv_point.weight" in n)
+    assert torch.allclose(reflect_forward(transformer, None, x, words, t, keep), before_, atol=1e-5)
+    again = as_convolutions(transformer).state_dict()
+    assert {n: v.shape for n, v in again.items()} == {n: v.shape for n, v in names.items()}
+    assert all(torch.equal(again[n], names[n]) for n in names)
+
+
+def test_lora_changes_nothing_at_first_and_is_merged_as_it_acts(parts):
+    transformer, _ = copy.deepcopy(parts)
+    x, words, keep, t = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 32), torch.ones(2, 3), torch.tensor([10.0, 700.0])
+
+    def drawn():
+        with torch.no_grad():
+            return reflect_forward(transformer, None, x, words, t, keep)
+
+    first, names = drawn(), set(transformer.state_dict())
+    add_lora(transformer, 2)
+    assert torch.equal(drawn(), first)
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    assert len(trained) == 2 * 8 * len(transformer.transformer_blocks)
+    for parameter in trained:
+        torch.nn.init.normal_(parameter, std=0.1)
+    changed = drawn()
+    assert (changed - first).abs().max() > 1e-3
+    merge_lora(transformer)
+    assert set(transformer.state_dict()) == names and torch.allclose(drawn(), changed, atol=1e-5)
+
+
+def test_what_stands_before_each_word():
+    told = before(torch.tensor([[2, 7, 8, 9]]))
+    assert told[0, 3, :4].tolist() == [8, 7, 2, 0] and told[0, 0].eq(0).all()
