@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from command import inside, write_tiny_model
 from fake_shapes import FakeShapesGenerator
+from PIL import Image
 
 from reflect_core.bench import statistics
-from reflect_core.bench.entrants import ENTRANTS, choose_entrants
-from reflect_core.bench.fixes import OWN, SYNTHETIC, _kept
+from reflect_core.bench.entrants import FLUX, SANA, choose_entrants
+from reflect_core.bench.fixes import OWN, SYNTHETIC, ShuffledReflector, _kept
 from reflect_core.bench.lockstep import NotDrawn, SharedGenerator, SharedVerifier, drive
 from reflect_core.bench.log import UNITS, UnitLog, code_state
 from reflect_core.bench.plot import write_plot
@@ -22,11 +23,11 @@ from reflect_core.reflectors import ShapesReflector
 from reflect_core.search import BestOfN, start
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.scene import Obj
-from reflect_core.types import Request, UserError
+from reflect_core.types import Pair, Request, UserError
 from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
 
 NAMES = ("one picture", "best of 4", "best of 20", "ReflectionFlow 4", "ReflectionFlow 20")
-ROWS = choose_entrants(list(NAMES))
+ROWS = choose_entrants("FluxPipeline", list(NAMES))
 SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), steps=4,
                     policies={e.name: e.policy.to_json() for e in ROWS})
 
@@ -40,7 +41,7 @@ def test_runs_in_lock_step_are_the_runs_alone():
 
     def steppers(generator, exact):
         for verifier in (exact, FlippingVerifier(exact, 0.1)):
-            for entrant in ENTRANTS:
+            for entrant in FLUX:
                 for seed, prompt in enumerate(prompts):
                     yield start(Request(prompt, seed, steps=4), entrant.policy, generator, verifier, ShapesReflector(),
                                 ShapesRefiner(), chunk=2)
@@ -99,7 +100,7 @@ def test_what_a_unit_holds(units):
             assert row["curve"][-1] == str(int(row["right"]))
             if row["judge"] == "exact":
                 # It stops at its first right picture, or draws all it may.
-                most = next(e.policy.most_pictures for e in ENTRANTS if e.name == row["policy"])
+                most = next(e.policy.most_pictures for e in FLUX if e.name == row["policy"])
                 assert row["curve"] in ("0" * (row["pictures"] - 1) + "1", "0" * most)
         assert {f["source"] for f in unit["fixes"]} >= {SYNTHETIC}
         assert all(0 <= f["kept"] <= f["untouched"] for f in unit["fixes"])
@@ -224,6 +225,76 @@ def test_prompts_are_all_there_and_limited_evenly():
     assert {p.task for p in few[UNSEEN]} == {"colors", "color_attr", "compose"}
 
 
+def blank():
+    return Image.new("RGB", (64, 64), "white")
+
+
+class FakeSana(FakeShapesGenerator):
+    """Up to three pairs, and views that see pictures or words alone: without words it mends nothing."""
+
+    max_context = 3
+
+    def with_options(self, see):
+        return FakeSana(self.flawed, self.mends if see != "pictures" else 0.0, self.spoils)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Units of a model of each family, the one with all its ablations."""
+    units = []
+    for label, entrants, generator in (("FLUX", ROWS, FakeShapesGenerator(flawed=0.9, mends=0.5)),
+                                       ("SANA", SANA, FakeSana(flawed=0.9, mends=0.9, spoils=0.0))):
+        settings = Settings("fake", "x", label, limit=6, tasks=("counting", "compose"), steps=4,
+                            policies={e.name: e.policy.to_json() for e in entrants})
+        units += run_benchmark(settings, entrants, generator, tmp_path_factory.mktemp(label))
+    return units
+
+
+def test_both_families_in_one_table_and_plot(both, tmp_path):
+    summary = statistics.summarise(both)
+    assert summary["models"] == ["FLUX", "SANA"] and set(summary["fixes"]) == {"FLUX", "SANA"}
+    text = report(summary, 0.1)
+    for name in ("ReflectionFlow 20 (FLUX)", "best of 20 (SANA)", "Reflect-DiT 20, words only (SANA)"):
+        assert f"| {name} " in text
+    assert "compose: Reflect-DiT 20 (SANA) minus best of 20 (SANA) = " in text
+    assert "compose: Reflect-DiT 20 (SANA) minus Reflect-DiT 20, shuffled words (SANA) = " in text
+    assert Image.open(write_plot(summary, tmp_path / "plot.png", 0.1)).width > 2000
+
+
+def test_ablations_show_what_is_missing(both):
+    """By a generator that mends what it is told, from the last picture that it sees."""
+    results = statistics.summarise(both)["results"]
+    overall = {name: row["mean of tasks"]["mean"] for name, row in results["exact"].items()}
+    told = overall["Reflect-DiT 20 (SANA)"]
+    assert told > overall["Reflect-DiT 20, pictures only (SANA)"]
+    assert not any("Reflect-DiT 20, " in name for name in results["erring"])
+
+
+def test_shuffled_words_are_of_other_prompts():
+    prompts = choose_prompts(5, ["compose"])["compose"]
+    requests = [Request(p.prompt, 7) for p in prompts]
+    exact = SharedVerifier(ShapesVerifier())
+    reflector = ShuffledReflector(prompts, requests, exact)
+    assert len(reflector.words) == 5
+    for prompt, _ in reflector.words:
+        picture = FakeShapesGenerator(flawed=1.0).draw([Request(prompt, 3)])[0].picture
+        verdict = exact.judge(prompt, [picture])[0]
+        told = reflector.reflect(prompt, [picture], [verdict])[0]
+        assert told == "" if verdict.accepted else told in [words for of, words in reflector.words if of != prompt]
+
+
+def test_a_generator_beside_another_draws_no_plain_picture_again():
+    first, second = FakeSana(), FakeSana()
+    shared = SharedGenerator(first)
+    view = SharedGenerator(second, shared)
+    plain, told = Request("a circle", 1), Request("a circle", 1, context=(Pair("add a circle", 0, blank()),))
+    shared.draw_now([plain])
+    view.draw_now([plain, told])
+    assert second.batches == [1] and view.pictures_drawn == 1
+    with pytest.raises(NotDrawn):
+        shared.draw([told])
+
+
 # Numbers.
 
 def test_the_summary_adds_up(units):
@@ -246,14 +317,14 @@ def test_the_summary_adds_up(units):
             ours, theirs = (results[d[k]]["mean of tasks"]["mean"] for k in ("policy", "against"))
             assert d["difference"] == pytest.approx(ours - theirs)
             assert d["interval"][0] <= d["difference"] <= d["interval"][1]
-    cells = summary["fixes"]["by task"]["all"]
+    cells = summary["fixes"][""]["by task"]["all"]
     fixes = [f for u in units for f in u["fixes"]]
     of_tasks = [f for f in fixes if not f["unseen"]]
     assert cells[OWN]["count"] + cells[SYNTHETIC]["count"] == len(of_tasks) < len(fixes)
     own = [f for f in of_tasks if f["source"] == OWN]
     assert cells[OWN]["difference"] == pytest.approx(np.mean([f["fixed"] - f["fresh"] for f in own]))
     assert cells[OWN]["prompts"] == len({f["prompt"] for f in own}) <= len(own)
-    assert sum(c[OWN]["count"] for k, c in summary["fixes"]["by kind"].items() if k != "all") == cells[OWN]["count"]
+    assert sum(c[OWN]["count"] for k, c in summary["fixes"][""]["by kind"].items() if k != "all") == cells[OWN]["count"]
     json.dumps(summary)
 
 
@@ -275,7 +346,6 @@ def test_the_report_and_the_plot(units, tmp_path):
     assert "own failures: fix minus fresh = " in text
     only_unseen = report(statistics.summarise(units[2:]), 0.1)
     assert "| unseen" in only_unseen and "mean of tasks" not in only_unseen and "nan" not in only_unseen
-    from PIL import Image
     assert Image.open(write_plot(summary, tmp_path / "plots" / "plot.png", 0.1)).width > 1000
 
 
@@ -300,12 +370,28 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     result = inside(capsys, *arguments)
     assert result.code == 0 and "2 of 2 done" in result.err
     document = json.loads((tmp_path / "all.json").read_text())
-    assert document["settings"]["policies"]["best of 8"] == BestOfN(8).to_json()
+    assert document["settings"][0]["policies"]["best of 8"] == BestOfN(8).to_json()
     assert document["machine"]["threads"] >= 1 and document["versions"]["torch"]
-    assert document["settings"]["limit"] == 1 and document["results"]["exact"].keys() == {"one picture", "best of 8"}
+    assert document["settings"][0]["limit"] == 1 and document["results"]["exact"].keys() == {"one picture", "best of 8"}
     assert (tmp_path / "out" / "shapes.png").exists()
     again = inside(capsys, *arguments)
     assert again.out == result.out and generators[1].batches == []
+
+
+def test_several_models_have_labels(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeShapesGenerator(flawed=0.9))
+    model = write_tiny_model(tmp_path / "model")
+    few = ("--limit", 1, "--tasks", "colors", "--policies", "one picture", "--flip", 0, "--out", tmp_path / "out",
+           "--json", tmp_path / "all.json")
+    result = inside(capsys, "bench", "shapes", "--models", model, f"other one={model}", *few)
+    assert result.code == 0 and "one picture (FLUX)" in result.out and "one picture (other one)" in result.out
+    assert [s["label"] for s in json.loads((tmp_path / "all.json").read_text())["settings"]] == ["FLUX", "other one"]
+    assert (tmp_path / "out" / "flux" / UNITS).exists() and (tmp_path / "out" / "other-one" / UNITS).exists()
+    for arguments, said in ((("--models", model, model), "label 'FLUX' of another one"),
+                            (("--models", model, "--model", model), "expected one of them"),
+                            (("--lora", model), "expected --model too"), (("--models", "nowhere"), "nowhere")):
+        result = inside(capsys, "bench", "shapes", *arguments, *few)
+        assert result.code == 2 and said in result.err
 
 
 def test_interrupted_the_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -172,16 +172,16 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
     transformer, context = parts
     tokens, stride = 4, 6
     rows = [[5, 2], [3], [6, 1, 4], [2, 2]]
-    dropped = [False, False, False, True]
+    sees = ["both", "words", "pictures", "nothing"]
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([900.0, 500.0, 100.0, 700.0])
     words, keep = torch.randn(4, 7, 32), torch.arange(7) < torch.tensor([[7], [2], [5], [3]])
     images, texts = torch.randn(12, tokens, 12), torch.randn(12, stride, 32)
-    index, real = laid(rows, dropped, 3, tokens, stride)
+    index, real = laid(rows, sees, 3, tokens, stride)
     together = tuned_forward(transformer, context, x, words, keep, t, images, texts, index, real)
     for n, lengths in enumerate(rows):
         mine = slice(3 * n, 3 * n + len(lengths))
         mask = (torch.arange(stride) < torch.tensor(lengths)[:, None]).long()
-        pairs = Pairs(images[mine], texts[mine], mask, (None if dropped[n] else tuple(range(len(lengths))),))
+        pairs = Pairs(images[mine], texts[mine], mask, (tuple(range(len(lengths))) if n < 3 else None,), sees[n])
         one = slice(n, n + 1)
         alone = reflect_forward(transformer, context, x[one], words[one], t[one], keep[one].long(), pairs)
         assert torch.allclose(together[n], alone[0], atol=2e-5), n

@@ -160,6 +160,8 @@ class ReflectModel:
     good pictures at random. 0: published."""
     plain: float = 0.0
     """Share of the steps without any context. 0: published."""
+    partial: float = 0.0
+    """Share of the rows that see their pairs' words alone or pictures alone, half of it each. 0: published."""
     drop_text: float = 0.1
     drop_context: float = 0.3
     time_mean: float = 0.0
@@ -170,7 +172,7 @@ class ReflectModel:
     def __post_init__(self) -> None:
         at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
                  "sample_steps")
-        share(self, "keep", "plain", "drop_text", "drop_context")
+        share(self, "keep", "plain", "partial", "drop_text", "drop_context")
         if self.weights not in ("fp32", "bf16"):
             raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
         if self.weights == "bf16" and self.rank is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..reflectors import ShapesReflector
 from ..search import derive_seed
+from ..search.pictures import pixel_sha256
 from ..shapes.corrupt import corrupt
 from ..shapes.evaluation import EvaluationPrompt
 from ..shapes.prompt import Requirement, parse
@@ -70,6 +71,23 @@ def measure_fixes(prompts: Sequence[EvaluationPrompt], requests: Sequence[Reques
             "untouched": len(untouched), "kept": _kept(untouched, seen(after)),
         })
     return rows
+
+
+class ShuffledReflector:
+    """Says of a picture what is wrong with a corrupted scene of another of the prompts. See `Reflector`."""
+
+    def __init__(self, prompts: Sequence[EvaluationPrompt], requests: Sequence[Request],
+                 verifier: SharedVerifier) -> None:
+        flawed = _corrupted(prompts, requests, verifier)
+        reflector = ShapesReflector()
+        self.words = [(f.prompt.prompt, reflector.reflect(f.prompt.prompt, [f.picture], [f.verdict])[0])
+                      for f in flawed]
+
+    def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
+        others = [words for of, words in self.words if of != prompt and words]
+        return ["" if verdict.accepted or not others else
+                others[int(pixel_sha256(picture)[:8], 16) % len(others)]
+                for picture, verdict in zip(pictures, verdicts)]
 
 
 def _own_failures(prompts, requests, generator: SharedGenerator, verifier: SharedVerifier) -> list[_Flawed]:

@@ -28,34 +28,42 @@ class NotDrawn(Exception):
 class SharedGenerator:
     """Hands out pictures that are drawn already, and draws the missing ones when told to."""
 
-    def __init__(self, inner: Generator) -> None:
+    def __init__(self, inner: Generator, beside: SharedGenerator | None = None) -> None:
+        """`beside`: one whose generator draws the same as `inner` where there is no context; either hands out what the
+        other drew so."""
         self.inner = inner
         self.max_context = inner.max_context
         self.pictures_drawn = 0
         """Really, by the inner generator."""
-        self._drawn: dict[tuple, Drawn] = {}
+        self._told: dict[tuple, Drawn] = {}
+        self._plain: dict[tuple, Drawn] = {} if beside is None else beside._plain
 
     def evaluations(self, request: Request) -> int:
         return self.inner.evaluations(request)
 
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
         """Raises `NotDrawn` if any of them is new."""
-        missing = [r for r in requests if _key(r) not in self._drawn]
+        missing = [r for r in requests if _key(r) not in self._known(r)]
         if missing:
             raise NotDrawn(missing)
-        return [self._drawn[_key(r)] for r in requests]
+        return [self._known(r)[_key(r)] for r in requests]
+
+    def _known(self, request: Request) -> dict[tuple, Drawn]:
+        return self._told if request.context else self._plain
 
     def draw_now(self, requests: Iterable[Request]) -> list[Drawn]:
         """Draw what is new of these in one call, in the order given, and return all of them."""
         requests = list(requests)
-        new = {_key(r): r for r in requests if _key(r) not in self._drawn}
+        new = {_key(r): r for r in requests if _key(r) not in self._known(r)}
         if new:
-            self._drawn.update(zip(new, self.inner.draw(list(new.values()))))
+            for key, drawn in zip(new, self.inner.draw(list(new.values()))):
+                self._known(new[key])[key] = drawn
             self.pictures_drawn += len(new)
-        return [self._drawn[_key(r)] for r in requests]
+        return [self._known(r)[_key(r)] for r in requests]
 
     def forget(self) -> None:
-        self._drawn.clear()
+        self._told.clear()
+        self._plain.clear()
 
 
 class SharedVerifier:

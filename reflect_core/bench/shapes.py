@@ -23,7 +23,7 @@ from ..shapes.scene import SIZE
 from ..types import Generator, Request, UserError, Verifier
 from ..verifiers import FlippingVerifier, ShapesVerifier
 from .entrants import ONE, Entrant
-from .fixes import measure_fixes
+from .fixes import ShuffledReflector, measure_fixes
 from .lockstep import SharedGenerator, SharedVerifier, drive
 from .log import UnitLog, code_state
 
@@ -44,6 +44,8 @@ class Settings:
 
     model: str
     fingerprint: str
+    label: str = ""
+    """Behind the names of its rows, where several models are compared."""
     seed: int = 0
     limit: int | None = None
     tasks: tuple[str, ...] = (*TASKS, UNSEEN)
@@ -98,7 +100,7 @@ def run_benchmark(settings: Settings, entrants: Sequence[Entrant], generator: Ge
         for number, (column, prompts) in enumerate(units):
             if number not in done:
                 begun = len(done)
-                done[number] = {"unit": number, "column": column, "code": code, **_work(
+                done[number] = {"unit": number, "model": settings.label, "column": column, "code": code, **_work(
                     settings, entrants, prompts, generator,
                     lambda share, text: tell(begun + share, len(units), text), column)}  # noqa: B023
                 log.append(done[number])
@@ -140,13 +142,26 @@ def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[Eva
         judges[ERRING] = SharedVerifier(FlippingVerifier(exact, settings.flip, settings.seed))
     requests = [_request(settings, p.prompt) for p in prompts]
     reflector, refiner = ShapesReflector(), ShapesRefiner(settings.seed)
+    others = ShuffledReflector(prompts, requests, exact)
+    views = {"both": shared}
+    for entrant in entrants:
+        if entrant.see not in views:
+            views[entrant.see] = SharedGenerator(generator.with_options(see=entrant.see), shared)
     keys, steppers = [], []
     for judge, verifier in judges.items():
         for entrant in entrants:
+            if entrant.is_ablation and judge != EXACT:
+                continue
             for prompt, request in zip(prompts, requests):
                 keys.append((judge, entrant, prompt))
-                steppers.append(start(request, entrant.policy, shared, verifier, reflector, refiner, chunk=CHUNK))
-    drive(steppers, shared, lambda ended, of: tell(0.95 * ended / of, f"{column}: {ended} of {of} runs"))
+                steppers.append(start(request, entrant.policy, views[entrant.see], verifier,
+                                      others if entrant.shuffled else reflector, refiner, chunk=CHUNK))
+    ended = 0
+    for see, view in views.items():
+        mine = [stepper for (_, entrant, _), stepper in zip(keys, steppers) if entrant.see == see]
+        drive(mine, view, lambda now, _: tell(0.95 * (ended + now) / len(steppers),  # noqa: B023
+                                              f"{column}: {ended + now} of {len(steppers)} runs"))  # noqa: B023
+        ended += len(mine)
     rows = [{"prompt": prompt.prompt, "judge": judge, "policy": entrant.name, **_outcome(stepper, exact)}
             for (judge, entrant, prompt), stepper in zip(keys, steppers)]
     fixes = []
@@ -154,7 +169,8 @@ def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[Eva
         tell(0.95, f"{column}: fix rate")
         fixes = measure_fixes(prompts, requests, shared, exact)
     return {"prompts": [asdict(p) for p in prompts], "runs": rows, "fixes": fixes,
-            "pictures_drawn": shared.pictures_drawn, "seconds": round(time.perf_counter() - begun, 2)}
+            "pictures_drawn": sum(view.pictures_drawn for view in views.values()),
+            "seconds": round(time.perf_counter() - begun, 2)}
 
 
 def _outcome(stepper: Stepper, exact: SharedVerifier) -> dict[str, Any]:

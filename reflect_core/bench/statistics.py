@@ -12,6 +12,7 @@ import numpy as np
 
 from ..shapes.repair import KINDS
 from ..shapes.sample import TASKS
+from .entrants import MOST, REFLECT_DIT, REFLECTION
 from .fixes import OWN, SYNTHETIC
 from .intervals import mean_of_differences, mean_of_shares, wilson
 from .shapes import UNSEEN
@@ -22,29 +23,32 @@ COSTS = ("pictures", "evaluations", "judge_calls", "seconds")
 
 def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the report says, as JSON: by judge and policy, the claims, and the fix rates."""
-    rows = [{**row, "column": unit["column"]} for unit in units for row in unit["runs"]]
+    rows = [{**row, "column": unit["column"], "policy": named(row["policy"], unit["model"])}
+            for unit in units for row in unit["runs"]]
+    models = list(dict.fromkeys(unit["model"] for unit in units))
     judges = list(dict.fromkeys(row["judge"] for row in rows))
     policies = list(dict.fromkeys(row["policy"] for row in rows))
-    results = {judge: {policy: _row([r for r in rows if r["judge"] == judge and r["policy"] == policy])
-                       for policy in policies} for judge in judges}
-    fixes = [fix for unit in units for fix in unit["fixes"]]
-    of_tasks = [fix for fix in fixes if not fix["unseen"]]
+    of = {(judge, policy): found for judge in judges for policy in policies
+          if (found := [r for r in rows if r["judge"] == judge and r["policy"] == policy])}
     return {
         "prompts": {c: len({r["prompt"] for r in rows if r["column"] == c}) for c in columns_of(rows)},
-        "results": results,
+        "models": models,
+        "results": {judge: {policy: _row(of[judge, policy]) for policy in policies if (judge, policy) in of}
+                    for judge in judges},
         "differences": {judge: _differences([r for r in rows if r["judge"] == judge]) for judge in judges},
-        "curves": {judge: {policy: _curves([r for r in rows if r["judge"] == judge and r["policy"] == policy])
-                           for policy in policies} for judge in judges},
-        "fixes": {
-            "by task": _fix_table({**{task: [f for f in of_tasks if f["task"] == task] for task in TASKS},
-                                   UNSEEN: [f for f in fixes if f["unseen"]], ALL: of_tasks}),
-            "by kind": _fix_table({**{kind: [f for f in of_tasks if f["kind"] == kind] for kind in KINDS},
-                                   ALL: of_tasks}),
-        },
+        "curves": {judge: {policy: _curves(of[judge, policy]) for policy in policies if (judge, policy) in of}
+                   for judge in judges},
+        "fixes": {model: _fixes([f for unit in units if unit["model"] == model for f in unit["fixes"]])
+                  for model in models},
         "code": list(dict.fromkeys(unit["code"] for unit in units)),
         "pictures_drawn": sum(unit["pictures_drawn"] for unit in units),
         "seconds": round(sum(unit["seconds"] for unit in units), 1),
     }
+
+
+def named(policy: str, model: str) -> str:
+    """A row's name: the policy's and, where there are several, the model's."""
+    return f"{policy} ({model})" if model else policy
 
 
 def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -70,16 +74,18 @@ def _share(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "interval": wilson(int(sum(values)), len(values)), "count": len(values)}
 
 
-COMPARED = ("ReflectionFlow 20",)
-AGAINST = ("best of 20", "best of 64", "noise + prompt 20")
+COMPARED = (f"{REFLECTION} {MOST}", f"{REFLECT_DIT} {MOST}")
+AGAINST = (f"best of {MOST}", "best of 64", f"noise + prompt {MOST}", f"{REFLECT_DIT} {MOST}, shuffled words")
 
 
 def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Paired differences on the same prompts: on compose, and over all tasks."""
     right = {(r["policy"], r["column"], r["prompt"]): float(r["right"]) for r in rows}
     found = []
-    for ours in COMPARED:
-        for theirs in AGAINST:
+    policies = list(dict.fromkeys(r["policy"] for r in rows))
+    for ours in (p for p in policies if _plain(p) in COMPARED):
+        # Those of the same model, and best of n of another one that was trained otherwise.
+        for theirs in (p for p in policies if _plain(p) in AGAINST):
             pairs = {(c, p): right[ours, c, p] - right[theirs, c, p] for o, c, p in right
                      if o == ours and c != UNSEEN and (theirs, c, p) in right}
             for where in ("compose", "overall"):
@@ -94,6 +100,10 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                                   "won": sum(d > 0 for d in every), "lost": sum(d < 0 for d in every),
                                   "count": len(every)})
     return found
+
+
+def _plain(policy: str) -> str:
+    return policy.partition(" (")[0]
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -115,6 +125,16 @@ def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _mean_of_means(groups: Sequence[Sequence[dict]], value: Callable[[dict], float]) -> float:
     return float(np.mean([np.mean([value(row) for row in group]) for group in groups]))
+
+
+def _fixes(fixes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    of_tasks = [fix for fix in fixes if not fix["unseen"]]
+    return {
+        "by task": _fix_table({**{task: [f for f in of_tasks if f["task"] == task] for task in TASKS},
+                               UNSEEN: [f for f in fixes if f["unseen"]], ALL: of_tasks}),
+        "by kind": _fix_table({**{kind: [f for f in of_tasks if f["kind"] == kind] for kind in KINDS},
+                               ALL: of_tasks}),
+    }
 
 
 def _fix_table(rows: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:

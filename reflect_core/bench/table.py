@@ -37,13 +37,15 @@ def report(summary: dict[str, Any], flip: float) -> str:
                  "prompt; every policy stops at the first picture that its judge accepts. An evaluation of a "
                  "correction carries the flawed picture too and takes longer than one of a fresh picture: the seconds "
                  "tell.")
-    if summary["fixes"]["by task"]:
-        parts += ["One correction of a flawed picture (fix) beside a fresh picture of the same prompt (fresh). Own "
-                  "failures are up to two of the first four pictures of each prompt, synthetic flaws are rendered. "
-                  "Drift is the share of objects that no word was said about and that moved more than 3 pixels or "
-                  "changed their look. The last row and the lower table are without the unseen pairs:",
-                  fix_table(summary["fixes"]["by task"], "task"), fix_table(summary["fixes"]["by kind"], "first flaw"),
-                  fix_differences(summary["fixes"]["by task"])]
+    if any(found["by task"] for found in summary["fixes"].values()):
+        parts.append("One correction of a flawed picture (fix) beside a fresh picture of the same prompt (fresh). Own "
+                     "failures are up to two of the first four pictures of each prompt, synthetic flaws are rendered. "
+                     "Drift is the share of objects that no word was said about and that moved more than 3 pixels or "
+                     "changed their look. The last row and the lower table are without the unseen pairs:")
+    for model, found in summary["fixes"].items():
+        if found["by task"]:
+            parts += [f"{model}:" if model else "", fix_table(found["by task"], "task"),
+                      fix_table(found["by kind"], "first flaw"), fix_differences(found["by task"])]
     if len(summary["code"]) > 1:
         parts.append(f"CAUTION: {len(summary['code'])} states of the code or of its libraries made this, one after the "
                      "other; for numbers to publish start anew, with another --out.")

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..judges import find_judge
+from ..model_files import read_json
 from ..presets.choice import ModelChoice
+from ..presets.load import preset_names
 from ..types import UserError
 from .leave import leave_at_once
 from .output import dumps, replace_file
 from .progress import Progress
 from .settings import check_writable, named_values
 
+LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
+"""Of models that are compared without a label of their own."""
+
 
 def shapes(args: argparse.Namespace) -> int:
-    """Every policy on the evaluation set."""
+    """Every policy on the evaluation set, of one model or of several side by side."""
     from ..bench.entrants import choose_entrants
     from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
 
-    entrants = choose_entrants(args.policies)
     columns = choose_prompts(args.limit, args.tasks)
     if not 0 <= args.flip < 1:
         raise UserError(f"--flip is {args.flip:g}; expected a probability from 0 to below 1")
@@ -35,30 +40,73 @@ def shapes(args: argparse.Namespace) -> int:
     check_writable(out / "units.jsonl", "--out")
     if args.json_file is not None:
         check_writable(Path(args.json_file), "--json")
-    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
+    models = _models(args, options)
+    entrants = {label: choose_entrants(choice.family, args.policies, _draws_in_context(choice))
+                for label, choice in models.items()}
 
-    def settings(defaults: dict[str, Any], fingerprint: str) -> Settings:
+    def settings(label: str, defaults: dict[str, Any], fingerprint: str) -> Settings:
+        choice = models[label]
         drawing = {**defaults, **{k: v for k in ("steps", "guidance") if (v := getattr(args, k)) is not None}}
-        return Settings(args.model, fingerprint, args.seed, args.limit, tuple(columns),
-                        {e.name: e.policy.to_json() for e in entrants}, args.flip, batch=args.batch,
+        return Settings(choice.name, fingerprint, label, args.seed, args.limit, tuple(columns),
+                        {e.name: e.policy.to_json() for e in entrants[label]}, args.flip, batch=args.batch,
                         device=choice.device, dtype=choice.dtype, **drawing)
 
-    # What the folder and the arguments say, before the wait; then with what the model has for defaults of its own.
-    check(settings(choice.defaults, ""), entrants)
+    # What the folders and the arguments say, before the wait; then with what a model has for defaults of its own.
+    for label, choice in models.items():
+        check(settings(label, choice.defaults, ""), entrants[label])
+    units, done = [], []
     with Progress(args.quiet) as progress:
-        progress.say(f"loading {choice.name}")
-        with leave_at_once():
-            generator = choice.load(max_batch=args.batch)
-        final = settings(generator.defaults, choice.fingerprint())
-        try:
-            units = run_benchmark(final, entrants, generator, out, progress.share)
-        except KeyboardInterrupt:
-            progress.say(f"interrupted; what is finished is in {out}, the same command goes on from there", always=True)
-            raise
-    return _tell_shapes(args, units, asdict(final))
+        for number, (label, choice) in enumerate(models.items()):
+            progress.say(f"loading {choice.name}")
+            with leave_at_once():
+                generator = choice.load(max_batch=args.batch)
+            final = settings(label, generator.defaults, choice.fingerprint())
+            folder = out / _folder_name(label) if label else out
+
+            def tell(share: float, of: int, text: str, number: int = number) -> None:
+                progress.share(number * of + share, len(models) * of, text)
+
+            try:
+                units += run_benchmark(final, entrants[label], generator, folder, tell)
+            except KeyboardInterrupt:
+                progress.say(f"interrupted; what is finished is in {out}, the same command goes on from there",
+                             always=True)
+                raise
+            done.append(asdict(final))
+    return _tell_shapes(args, units, done)
 
 
-def _tell_shapes(args: argparse.Namespace, units: list, settings: dict[str, Any]) -> int:
+def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, ModelChoice]:
+    """The models by their labels; one alone needs none."""
+    if args.model is not None:
+        if args.models is not None:
+            raise UserError("got --model and --models; expected one of them")
+        return {"": ModelChoice(args.model, args.lora, args.device, args.dtype, options)}
+    if args.lora is not None:
+        raise UserError("--lora goes on top of one model; expected --model too")
+    found: dict[str, ModelChoice] = {}
+    for given in args.models or preset_names():
+        label, equals, name = given.partition("=")
+        choice = ModelChoice(name if equals else given, None, args.device, args.dtype, options)
+        label = label if equals else LABELS.get(choice.family, choice.family)
+        if not label or label in found:
+            raise UserError(f"--models: {given} would have the label {label!r} of another one; expected LABEL=FOLDER "
+                            "with a label of its own, for example SFT=my-model")
+        found[label] = choice
+    return found
+
+
+def _draws_in_context(choice: ModelChoice) -> bool:
+    """Whether a model of the SANA family has Reflect-DiT's weights. Of FLUX it shows when it is loaded."""
+    config = choice.folder / "transformer" / "config.json"
+    return choice.family != "SanaPipeline" or choice.lora is not None or bool(read_json(config, "").get("reflection"))
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower() or "model"
+
+
+def _tell_shapes(args: argparse.Namespace, units: list, settings: list[dict[str, Any]]) -> int:
     from ..bench.plot import write_plot
     from ..bench.speed import machine
     from ..bench.statistics import summarise

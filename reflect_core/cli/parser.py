@@ -121,7 +121,9 @@ def _bench(commands) -> None:
 
     parser = _command(kinds, "shapes", "bench:shapes", "success of every policy on the evaluation set of the shapes "
                       "world, with an exact judge and with one that errs", BENCH_CODES)
-    _model(parser)
+    _model(parser, None, "only this one (default: the bundled ones, side by side)")
+    parser.add_argument("--models", nargs="+", metavar="[LABEL=]MODEL", help="several side by side, each a bundled "
+                        "name or a folder, with the label behind its rows")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all runs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="prompts of each task (default: all, 60)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all seven, and "
@@ -164,10 +166,10 @@ def _lazily(target: str) -> Callable[[argparse.Namespace], int]:
     return lambda args: getattr(import_module(f".{module}", __package__), name)(args)
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
+def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: str = "") -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", default=MODEL, metavar="NAME or FOLDER", help="a bundled model by its name, or a "
-                       "folder in diffusers layout (default: %(default)s)")
+    group.add_argument("--model", default=default, metavar="NAME or FOLDER", help="a bundled model by its name, or a "
+                       f"folder in diffusers layout{'; ' + what if what else ' (default: %(default)s)'}")
     group.add_argument("--lora", metavar="FILE or FOLDER", help="the corrector's weights, a .safetensors "
                        "file or its folder (default: those in the model's folder)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: cuda where "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
 from .load import find_model, load_generator, preset_names, read_settings
 
@@ -41,6 +42,11 @@ class ModelChoice:
         if self.lora is not None:
             # A LoRA may bring the options that it was trained with, on top, see `FluxCorrector.from_folder`.
             self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
+
+    @property
+    def family(self) -> str:
+        """As the folder's index names it, such as FluxPipeline."""
+        return str(read_json(self.folder / "model_index.json", INDEX).get("_class_name"))
 
     def load(self, **options: Any) -> Generator:
         """The generator. `options` go on top of the choice's own and are not part of it."""

@@ -35,6 +35,8 @@ class Pairs:
     """(P, L), 1 on real tokens."""
     rows: tuple[tuple[int, ...] | None, ...]
     """For each row of the batch its pairs in order; None: the row's context is dropped."""
+    see: str = "both"
+    """'words' or 'pictures': zero vectors stand in the place of the other, as they do in a dropped row."""
 
 
 class ContextEncoder(nn.Module):
@@ -69,6 +71,8 @@ class ContextEncoder(nn.Module):
         """
         images = self.clip_norm(self.clip_projection(pairs.images))
         texts = self.reflection_text_norm(self.reflection_text_projection(pairs.texts))
+        images = torch.zeros_like(images) if pairs.see == "words" else images
+        texts = torch.zeros_like(texts) if pairs.see == "pictures" else texts
         lengths = pairs.text_mask.sum(dim=1).tolist()
         dropped = images.new_zeros(images.shape[1] + DROPPED_TEXT, images.shape[2])
         rows = [dropped if row is None else

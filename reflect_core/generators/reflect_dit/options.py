@@ -25,6 +25,9 @@ class ReflectOptions:
     inference does and its training does not. Empty: none. Any other text is taken as it is."""
     feedback_prefix: str = ""
     """The same for feedback. Empty, as in the published inference; training had one."""
+    see: str = "both"
+    """What of the pairs is seen: 'both', as published, or for ablations 'words' or 'pictures' alone. It takes a model
+    that was trained with rows of either kind (`model.partial` of the trainer)."""
     mask_last: bool = True
     """Never attend to the last context token of the longer row. True: published."""
     pad_context: bool = True
@@ -51,6 +54,8 @@ class ReflectOptions:
         for name in ("mask_last", "pad_context", "rotary_bf16"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
+        if self.see not in ("both", "words", "pictures"):
+            raise UserError(f"option see is {self.see!r}; expected both, words or pictures")
         for name in ("prompt_instruction", "feedback_prefix"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected text")

@@ -7,6 +7,7 @@ come out as one at a time; every random number comes from the request's seed.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -85,11 +86,16 @@ class ReflectDiT:
         return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
 
     def with_options(self, **changes: Any) -> ReflectDiT:
-        """UserError: this family has no option that may be changed once a model is loaded."""
-        if changes:
-            raise UserError(f"Reflect-DiT has no option {next(iter(changes))!r}; the policy 'official' is that of FLUX "
+        """The same model with another `see`; it shares everything, what is kept of texts and pictures too.
+
+        UserError for other options: they are fixed once a model is loaded.
+        """
+        if other := sorted(set(changes) - {"see"}):
+            raise UserError(f"Reflect-DiT has no option {other[0]!r}; the policy 'official' is that of FLUX "
                             "correctors; try 'reflect_dit'")
-        return self
+        same = copy.copy(self)
+        same.options = replace(self.options, **changes)
+        return same
 
     @property
     def max_context(self) -> int:
@@ -187,7 +193,8 @@ class ReflectDiT:
                     calls[number] += int(new)
                     images.append(self.pictures.tokens(pair.picture))
                     texts.append(words)
-            pairs = Pairs(torch.stack(images), *_padded(texts), (None,) * (len(batch) if guided else 0) + tuple(owned))
+            pairs = Pairs(torch.stack(images), *_padded(texts), (None,) * (len(batch) if guided else 0) + tuple(owned),
+                          self.options.see)
         return Rows(*_padded(states)), pairs, calls
 
     def _picture(self, latents: Tensor, request: Request) -> Picture:

@@ -15,13 +15,13 @@ from reflect_core.generators.reflect_dit.context import DROPPED_TEXT, ContextEnc
 from reflect_core.generators.reflect_dit.transformer import blocks_forward
 
 
-def laid(lengths: Sequence[Sequence[int]], dropped: Sequence[bool], pairs: int, tokens: int, stride: int
+def laid(lengths: Sequence[Sequence[int]], sees: Sequence[str], pairs: int, tokens: int, stride: int
          ) -> tuple[Tensor, Tensor]:
     """Where the tokens of each row come from, and which are real: (B, M) indices and (B, M) booleans.
 
     Args:
         lengths: of each row the tokens of its pairs' feedback, in order.
-        dropped: the row has zero vectors in the place of its pairs.
+        sees: what the row sees of its pairs: both, words, pictures, or nothing; zero vectors stand for the rest.
         pairs: places for them that each row has; those that it lacks are not pointed at.
         tokens: of one picture. stride: places for the tokens of one feedback.
 
@@ -32,11 +32,14 @@ def laid(lengths: Sequence[Sequence[int]], dropped: Sequence[bool], pairs: int, 
     real = torch.zeros(rows, places, dtype=torch.bool)
     words = 1 + rows * pairs * tokens
     for number, row in enumerate(lengths):
-        if dropped[number]:
+        if sees[number] == "nothing":
             real[number, : tokens + DROPPED_TEXT] = True
             continue
-        order = [place for k, length in enumerate(row, start=number * pairs) for place in (
-            *range(1 + k * tokens, 1 + (k + 1) * tokens), *range(words + k * stride, words + k * stride + length))]
+        order = []
+        for k, length in enumerate(row, start=number * pairs):
+            picture, said = 1 + k * tokens, words + k * stride
+            order += [0] * tokens if sees[number] == "words" else range(picture, picture + tokens)
+            order += [0] * length if sees[number] == "pictures" else range(said, said + length)
         index[number, : len(order)] = torch.tensor(order)
         real[number, : len(order)] = True
     return index, real

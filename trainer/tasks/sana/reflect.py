@@ -8,6 +8,7 @@ What differs from the official code, each a setting with the published value as 
 - `keep`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt
   says all that an independent picture shows, so that a small model learns nothing from feedback on others (measured:
   see the README).
+- `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
 - `plain`: rows without any context, as the first picture of a search is drawn. Published: none, so that the first
   picture comes from a model that was never trained on such input.
 And without one: all rows of a batch have as many pairs, where they are to be had; padding is left out of the context's
@@ -161,7 +162,7 @@ class ReflectTask:
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         n, m, bank, device = self.config.batch, self.m, self.bank, self.config.device
         last = self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
-        chance = torch.rand(3, n, generator=generator)
+        chance = torch.rand(4, n, generator=generator)
         context = [self._pairs(int(row), pairs, generator) for pairs in torch.randint(
             1, m.pairs + 1, (1,), generator=generator).tolist() for row in last]
         target = last.clone()
@@ -181,7 +182,7 @@ class ReflectTask:
                 out = self.plain(self.transformer, None, x, words, 1000 * t.to(device), keep)
             else:
                 out = self.forward(self.transformer, self.context, x, words, keep, 1000 * t.to(device),
-                                   *self._beside(context, (chance[1] < m.drop_context).tolist()))
+                                   *self._beside(context, self._sees(chance[1].tolist(), chance[3].tolist())))
         return (out.float() - (noise - x0).to(device)).square().mean()
 
     def _pairs(self, last: int, pairs: int, generator: torch.Generator) -> list[int]:
@@ -190,14 +191,20 @@ class ReflectTask:
         order = torch.randperm(len(others), generator=generator)[: pairs - 1].tolist()
         return [*(others[k] for k in order), last]
 
-    def _beside(self, context: list[list[int]], dropped: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sees(self, dropped: list[float], partial: list[float]) -> list[str]:
+        """What each row sees of its pairs, from two random numbers."""
+        share = self.m.partial
+        return ["nothing" if drop < self.m.drop_context else "words" if part < share / 2 else
+                "pictures" if part < share else "both" for drop, part in zip(dropped, partial)]
+
+    def _beside(self, context: list[list[int]], sees: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, index and real."""
         most, device = max(map(len, context)), self.config.device
         rows = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in context]).flatten()
         ids = self.bank["feedback"][rows]
         lengths = (ids != 0).sum(1).view(len(context), most).tolist()
         lengths = [lens[: len(row)] for lens, row in zip(lengths, context)]
-        index, real = laid(lengths, dropped, most, self.m.image_tokens, ids.shape[1])
+        index, real = laid(lengths, sees, most, self.m.image_tokens, ids.shape[1])
         texts, _ = self._texts(ids)
         return self.bank["flawed"][rows].float().to(device), texts, index.to(device), real.to(device)
 
