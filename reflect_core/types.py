@@ -97,6 +97,8 @@ class Drawn:
 
     picture: Picture
     cost: Cost
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than asked, such as a text that was cut; kept on the run's record."""
 
 
 @dataclass(frozen=True)

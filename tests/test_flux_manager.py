@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tiny_flux import write_tiny_flux
 
-from reflect_core.generators.flux_corrector import pipeline as pipeline_module
+from reflect_core.generators import preview as preview_module
 from reflect_core.generators.flux_corrector.encoding import vae_scale
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
-from reflect_core.generators.flux_corrector.preview import LatentPreview
+from reflect_core.generators.preview import LatentPreview
 from reflect_core.types import Pair, Request, UserError
 
 PLAIN = Request("a red circle", 3, 32, 32, 3)
@@ -47,7 +47,7 @@ def test_each_part_is_asked_for_before_it_is_used_and_the_transformer_once_a_bat
 
 @pytest.mark.parametrize("decoded", [0, 128 * 128])
 def test_previews_come_after_every_step_and_only_when_asked_for(corrector, monkeypatch, decoded):
-    monkeypatch.setattr(pipeline_module, "DECODED", decoded)
+    monkeypatch.setattr(preview_module, "DECODED", decoded)
     shown = []
     (drawn,) = corrector.draw([PLAIN], lambda at: shown.append(at.preview()))
     assert len(shown) == 3 and all(isinstance(p, Image.Image) and p.mode == "RGB" for one in shown for p in one)

@@ -11,9 +11,12 @@ from PIL import Image
 from tiny_sana import write_tiny_sana
 from transformers import SiglipImageProcessorPil
 
-from reflect_core.generators.reflect_dit.encoding import instruction
+from reflect_core.generators import preview
+from reflect_core.generators.reflect_dit.encoding import Texts, instruction
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
-from reflect_core.types import Pair, Request, UserError
+from reflect_core.report import html_page
+from reflect_core.search import ReflectDiTSearch, load, start
+from reflect_core.types import Pair, Request, UserError, Verdict
 
 PLAIN = Request("a red circle", 3, 32, 32, 4, 4.5)
 
@@ -126,10 +129,95 @@ def test_a_picture_that_says_it_is_turned_is_turned(model, tmp_path):
     assert torch.equal(model.pictures.tokens(turned), model.pictures.tokens(right))
 
 
-def test_a_long_feedback_is_cut_and_said_so(folder):
+def test_a_long_feedback_is_cut_behind_a_word_and_noted(folder):
     short = ReflectDiT.from_folder(folder, max_sequence_length=6)
     with pytest.warns(UserWarning, match="does not see the end"):
-        short.draw([told("add a red star left of the blue circle")])
+        (drawn,) = short.draw([told("add a red star left of the blue circle", "one blue star")])
+    assert drawn.notes == ("the text encoder takes 6 tokens; of the feedback it did not see 'of the blue circle'",)
+    (same,) = short.draw([told("add a red star left", "one blue star")])
+    assert same.notes == () and same.picture.tobytes() == drawn.picture.tobytes()
+
+
+def test_words_are_never_cut_in_the_middle():
+    """By a tokenizer that makes several tokens of a word, with a prefix and without."""
+    class Letters:
+        padding_side = "right"
+
+        def __call__(self, text, verbose=True, **_):
+            return type("Ids", (), {"input_ids": [0, *map(ord, text.replace(" ", ""))]})
+
+        def encode(self, text):
+            return self(text).input_ids
+
+    texts = Texts(Letters(), None, 9, 4, None)
+    with pytest.warns(UserWarning, match="'  circles'"):
+        assert texts.whole_words("add two  circles") == "add two"
+    assert texts.whole_words("add two") == "add two" and texts.whole_words("") == ""
+    with pytest.warns(UserWarning):
+        assert texts.whole_words("unbelievable") == ""
+    with pytest.warns(UserWarning):
+        assert texts.whole_words("add one star", "fix: ") == "add one"
+
+
+def test_a_note_is_on_the_record_and_on_the_page(folder, tmp_path):
+    """The policy asks, the feedback is too long, and what was not heard is found again after a resume."""
+    short = ReflectDiT.from_folder(folder, max_sequence_length=6)
+    with pytest.warns(UserWarning), start(PLAIN, ReflectDiTSearch(2), short, Refuses(), Says(
+            "add a red star left of the blue circle"), folder=tmp_path / "run") as stepper:
+        stepper.run()
+    _, run = load(tmp_path / "run")
+    assert run.candidates[0].notes == () and "of the blue circle" in run.candidates[1].notes[0]
+    assert "it did not see" in html_page(run)
+
+
+class Refuses:
+    def judge(self, prompt, pictures):
+        return [Verdict(0.5, False)] * len(pictures)
+
+
+class Says:
+    def __init__(self, words):
+        self.words = words
+
+    def reflect(self, prompt, pictures, verdicts):
+        return [self.words] * len(pictures)
+
+
+@torch.no_grad()
+def test_latents_of_one_batch_are_those_alone(model):
+    """Before they are rounded to grey levels."""
+    requests = [told("add a star"), told("a", seed=4), told("one blue square", "two", "add one green star", seed=5)]
+    together = model._sample(requests)[0]
+    for request, expected in zip(requests, together):
+        assert (model._sample([request])[0][0] - expected).abs().max() < 1e-5
+
+
+def test_pictures_or_words_alone_can_be_seen(model):
+    """Then what is not seen makes no difference; what is kept of texts is shared."""
+    other = replace(told("add a star"), context=(Pair("add a star", picture=picture(9)),))
+    words, pictures = model.with_options(see="words"), model.with_options(see="pictures")
+    assert words.texts is model.texts and model.options.see == "both"
+    seen = {name: pixels(view.draw([told("add a star"), other, told("one star")])) for name, view in (
+        ("words", words), ("pictures", pictures), ("both", model))}
+    assert (seen["words"][0] == seen["words"][1]).all() and (seen["words"][0] != seen["words"][2]).any()
+    assert (seen["pictures"][0] == seen["pictures"][2]).all() and (seen["pictures"][0] != seen["pictures"][1]).any()
+    assert (seen["both"][0] != seen["words"][0]).any() and (seen["both"][0] != seen["pictures"][0]).any()
+    for changes, said in (({"see": "nothing"}, "expected both, words or pictures"), ({"steps": 1}, "no option")):
+        with pytest.raises(UserError, match=said):
+            model.with_options(**changes)
+
+
+@pytest.mark.parametrize("decoded", [0, 128 * 128])
+def test_previews_come_after_every_step_and_only_when_asked_for(model, monkeypatch, decoded):
+    monkeypatch.setattr(preview, "DECODED", decoded)
+    shown = []
+    (drawn,) = model.draw([told("add a star")], lambda at: shown.append(at.preview()))
+    assert len(shown) == 4 and all(isinstance(p, Image.Image) and p.mode == "RGB" for one in shown for p in one)
+    if decoded:
+        # After the last step nothing is left to remove.
+        assert np.abs(np.asarray(shown[-1][0]).astype(int) - np.asarray(drawn.picture)).max() <= 1
+    else:
+        assert {p.size for one in shown for p in one} == {(8, 8)}
 
 
 def test_an_empty_feedback_is_a_feedback(model):

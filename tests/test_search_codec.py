@@ -59,7 +59,7 @@ ids = tuples(st.integers(0, 99))
 planned = st.builds(Planned, requests, st.integers(0, 9), st.none() | st.integers(0, 99))
 entries = st.one_of(
     st.builds(Plan, st.integers(0, 9), tuples(planned), ids, st.booleans(), seconds),
-    st.builds(Drew, st.integers(0, 9), tuples(texts), tuples(costs), seconds, seconds),
+    st.builds(Drew, st.integers(0, 9), tuples(texts), tuples(costs), seconds, tuples(tuples(texts)), seconds),
     st.builds(Judged, ids, tuples(verdicts), costs, seconds),
     st.builds(Reflected, st.integers(0, 9), ids, tuples(texts), costs, seconds),
     st.builds(Refined, st.integers(0, 9), ids, tuples(texts), costs, seconds),

@@ -114,6 +114,7 @@ def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
     for pair in candidate.request.context:
         of = "" if pair.candidate is None else f' <a href="#c{pair.candidate}">candidate {pair.candidate}</a>'
         lines.append(f'<p class="told">{escape(pair.feedback) or "no words"}</p><p class="note">said of{of}</p>')
+    lines += [f'<p class="note">{escape(note)}</p>' for note in candidate.notes]
     if candidate.request.original_prompt is not None:
         lines.append(f'<p class="note">prompt: {escape(candidate.request.prompt)}</p>')
     if candidate.verdict is not None:

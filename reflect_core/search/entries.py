@@ -50,6 +50,8 @@ class Drew:
     costs: tuple[Cost, ...]
     seconds: float = 0.0
     """Wall time of the generator's call, measured outside it."""
+    notes: tuple[tuple[str, ...], ...] = ()
+    """Of each picture, see `types.Drawn`; empty where there are none of any."""
     overhead: float = 0.0
 
 
@@ -112,6 +114,8 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
     data = codec.flat_to_json(entry)
     if "cost" in data:
         data["cost"] = codec.cost_to_json(data["cost"])
+    if not data.get("notes", True):
+        del data["notes"]
     if "costs" in data:
         data["costs"] = [codec.cost_to_json(c) for c in data["costs"]]
     if "verdicts" in data:
@@ -131,7 +135,7 @@ def entry_from_json(data: Any) -> Entry:
     given: dict[str, Any] = {}
     decoders = {"costs": codec.cost_from_json, "verdicts": codec.verdict_from_json,
                 "planned": _planned_from_json, "chunks": _as(int), "candidates": _as(int),
-                "sha256": _as(str), "reflections": _as(str), "prompts": _as(str)}
+                "sha256": _as(str), "reflections": _as(str), "prompts": _as(str), "notes": _texts}
     for field in decoders.keys() & data.keys():
         if not isinstance(data[field], list):
             raise UserError(f"{field} of a {name} line must be a list; got {data[field]!r}")
@@ -144,6 +148,12 @@ def entry_from_json(data: Any) -> Entry:
 def _planned_from_json(data: Any) -> Planned:
     request = codec.request_from_json(codec.mapping(data, "Planned").get("request"))
     return codec.flat_from_json(Planned, data, request=request)
+
+
+def _texts(item: Any) -> tuple[str, ...]:
+    if not isinstance(item, (list, tuple)):
+        raise UserError(f"expected a list of texts; got {item!r}")
+    return tuple(_as(str)(text) for text in item)
 
 
 def _as(kind: type):

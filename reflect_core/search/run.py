@@ -36,6 +36,8 @@ class Candidate:
     sha256: str
     verdict: Verdict | None = None
     """The first one. A policy that judges again finds the newest by `run.latest_verdict`."""
+    notes: tuple[str, ...] = ()
+    """What the generator did otherwise than asked."""
 
     @property
     def score(self) -> float:
@@ -217,9 +219,12 @@ class Run:
         if entry.first != count or not len(chunk) == len(entry.sha256) == len(entry.costs):
             raise UserError(f"drew {len(entry.sha256)} pictures from candidate {entry.first} on; "
                             f"expected {len(chunk)} from {count} on")
-        for planned, sha256, cost in zip(chunk, entry.sha256, entry.costs):
+        if entry.notes and len(entry.notes) != len(chunk):
+            raise UserError(f"notes on {len(entry.notes)} pictures; expected as many as were drawn, {len(chunk)}")
+        for planned, sha256, cost, notes in zip(chunk, entry.sha256, entry.costs,
+                                                entry.notes or ((),) * len(chunk)):
             self.candidates.append(Candidate(len(self.candidates), self.plan.round, planned.branch,
-                                             planned.parent, planned.request, cost, sha256))
+                                             planned.parent, planned.request, cost, sha256, notes=notes))
             # The ledger's seconds are measured around the call, not what the generator says.
             self.ledger.add("generator", replace(cost, seconds=0.0), 1)
         self.ledger.add("generator", Cost(seconds=entry.seconds), 0)

@@ -204,7 +204,8 @@ class Stepper:
         run.pictures.settle()
         # A generator that leaves `pictures` at 0 has still drawn one.
         costs = tuple(replace(one.cost, pictures=1) for one in drawn)
-        self._append(Drew(first, hashes, costs, cost.seconds), "generator")
+        notes = tuple(tuple(map(str, one.notes)) for one in drawn)
+        self._append(Drew(first, hashes, costs, cost.seconds, notes if any(notes) else ()), "generator")
         for id in run.unjudged:
             self._emit("drawn", round, candidate=id)
 

@@ -27,17 +27,15 @@ from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
 from ..memory import enough_memory
 from ..places import Places
+from ..preview import Previews
 from ..requests import check_request
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
 from .latents import grid_ids, request_noise, schedule, unpack
 from .lora import ConditionLora
 from .options import CorrectorOptions
-from .preview import FITTED, LatentPreview
 from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
 
-DECODED = 128 * 128
-"""Pixels of a picture up to which a preview goes through the autoencoder."""
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5}
 """What the published search asks for; a folder's reflect.json may say otherwise."""
 
@@ -71,7 +69,7 @@ class FluxCorrector:
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
                                            options.condition_cache, self.places)
         self._deltas: LoraDeltas | None = None
-        self._latent_preview: LatentPreview | None = None
+        self.previews = Previews(vae, vae_scale(vae), self.places)
         self.patch = vae_scale(vae) * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
 
@@ -198,7 +196,7 @@ class FluxCorrector:
             calls = [a + b for a, b in zip(calls, more)]
         condition = self._condition(batch, [generator for _, generator in pairs])
         if callback is not None:
-            self._prepare_preview(first)
+            self.previews.prepare(first)
 
         seen = first.width * first.height + (0 if condition is None else options.condition_size**2)
         device = self.places("transformer", len(batch) * seen)
@@ -240,20 +238,9 @@ class FluxCorrector:
             self._deltas = LoraDeltas.of(self.lora, self.transformer)
         return self._deltas
 
-    def _prepare_preview(self, request: Request) -> None:
-        if request.width * request.height > DECODED and self._latent_preview is None:
-            self.places("vae", FITTED * vae_scale(self.vae) ** 2)
-            with torch.no_grad():
-                self._latent_preview = LatentPreview(self.vae, vae_scale(self.vae))
-
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to small pictures, the first of the batch only where the autoencoder itself is quick; none
-        while a memory manager has it half moved away."""
-        with torch.no_grad():
-            if request.width * request.height > DECODED:
-                return self._latent_preview.pictures(self._unpacked(latents, request))
-            where = self.places.now("vae")
-            return [] if where is None else [self._picture(self._unpacked(latents[:1], request), where)]
+        """Tokens (B, N, C) to small pictures."""
+        return self.previews.made(self._unpacked(latents, request), request, self._picture)
 
     def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
         """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""

@@ -6,9 +6,11 @@ resumed with an empty cache must end in the same bits.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -42,9 +44,29 @@ class Texts:
         text = text.lower().strip()
         return self.kept.get((before, text), lambda: self._states(text, before))
 
+    def whole_words(self, text: str, before: str = "") -> str:
+        """As many of a text's words, from its first on, as fit; the text itself where all do."""
+        most = self._most(before)
+
+        def fits(words: str) -> bool:
+            return len(self.tokenizer(before + words.lower().strip(), verbose=False).input_ids) <= most
+        if fits(text):
+            return text
+        ends = [0, *(word.end() for word in re.finditer(r"\S+", text))]
+        # By bisection for the first end that does not fit: more words never have fewer tokens.
+        heard = text[: ends[bisect.bisect_left(ends, True, lo=1, key=lambda end: not fits(text[:end])) - 1]]
+        if text not in self.warned:
+            self.warned.add(text)
+            warnings.warn(f"the text encoder takes {self.most} tokens and does not see the end of the feedback, "
+                          f"{text[len(heard):][:60]!r}; try a shorter one", stacklevel=2)
+        return heard
+
+    def _most(self, before: str) -> int:
+        """Tokens of a text and of what is read before it."""
+        return len(self.tokenizer.encode(before)) + self.most - 2 if before else self.most
+
     def _states(self, text: str, before: str) -> Tensor:
-        instruction = len(self.tokenizer.encode(before)) if before else 0
-        most = instruction + self.most - 2 if before else self.most
+        instruction, most = len(self.tokenizer.encode(before)) if before else 0, self._most(before)
         ids = self.tokenizer([before + text], truncation=True, max_length=most, return_tensors="pt").input_ids
         if ids.shape[1] == most and text not in self.warned:
             whole = self.tokenizer(before + text, verbose=False).input_ids

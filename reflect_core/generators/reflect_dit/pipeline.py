@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
 from ..memory import enough_memory
 from ..places import Places
+from ..preview import Previews
 from ..requests import check_request
 from .cached import Prepared, Rows, denoise, prepare
 from .context import ContextEncoder, Pairs
@@ -61,6 +63,7 @@ class ReflectDiT:
         self.instruction = instruction(options.prompt_instruction)
         self.patch = 2 ** (len(vae.config.encoder_block_out_channels) - 1) * transformer.config.patch_size
         self.processor = PixArtImageProcessor(vae_scale_factor=self.patch)
+        self.previews = Previews(vae, self.patch // transformer.config.patch_size, self.places)
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
@@ -119,12 +122,12 @@ class ReflectDiT:
         for numbers in self._batches(requests):
             batch, start = [requests[n] for n in numbers], time.perf_counter()
             with torch.no_grad(), enough_memory():
-                latents, calls = self._sample(batch, callback)
+                latents, calls, notes = self._sample(batch, callback)
                 pictures = [self._picture(row[None], batch[0]) for row in latents]
             seconds = (time.perf_counter() - start) / len(batch)
-            for n, picture, encoded in zip(numbers, pictures, calls):
+            for n, picture, encoded, noted in zip(numbers, pictures, calls, notes):
                 made[n] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(requests[n]),
-                                              text_encoder_calls=encoded, seconds=seconds))
+                                              text_encoder_calls=encoded, seconds=seconds), tuple(noted))
         return made
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -134,12 +137,15 @@ class ReflectDiT:
         most = self.options.max_batch
         return [numbers[i:i + most] for numbers in groups.values() for i in range(0, len(numbers), most)]
 
-    def _sample(self, batch: Sequence[Request], callback: StepCallback | None) -> tuple[Tensor, list[int]]:
-        """Latents (B, C, H, W) in fp32 of requests that go together, and each one's text-encoder calls."""
+    def _sample(self, batch: Sequence[Request], callback: StepCallback | None = None
+                ) -> tuple[Tensor, list[int], list[list[str]]]:
+        """Latents (B, C, H, W) in fp32 of requests that go together, and each one's text-encoder calls and notes."""
         first, dtype = batch[0], self.transformer.dtype
         shape = (1, self.transformer.config.in_channels, first.height // self.patch, first.width // self.patch)
         noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(r.seed)) for r in batch]
-        rows, pairs, calls = self._inputs(batch)
+        rows, pairs, calls, notes = self._inputs(batch)
+        if callback is not None:
+            self.previews.prepare(first)
         pixels = first.width * first.height * len(rows.states)
         device = self.places("transformer", pixels)
         scheduler = DPMSolverMultistepScheduler.from_config(self.schedule_config)
@@ -155,10 +161,13 @@ class ReflectDiT:
             if guided:
                 without, told = velocity.chunk(2)
                 velocity = without + guidance * (told - without)
+            before = latents
             latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
             if callback is not None:
-                callback(Step(step + 1, first.steps))
-        return latents, calls
+                # Where the straight way from before the step leads to.
+                straight = partial(torch.sub, before, t / 1000 * velocity)
+                callback(Step(step + 1, first.steps, lambda end=straight: self._preview(end(), first)))
+        return latents, calls, notes
 
     def _prepare(self, timesteps: Tensor, rows: Rows, pairs: Pairs | None, device, dtype: torch.dtype) -> Prepared:
         rows = Rows(rows.states.to(device, dtype), rows.mask.to(device))
@@ -173,8 +182,9 @@ class ReflectDiT:
         return prepare(self.transformer, self.context, scaled, rows, pairs, beside, mask_last=self.options.mask_last,
                        pad_context=self.options.pad_context, rotary_bf16=self.options.rotary_bf16)
 
-    def _inputs(self, batch: Sequence[Request]) -> tuple[Rows, Pairs | None, list[int]]:
-        """Prompt states and contexts of all rows, those without a prompt first, and each request's encoder calls."""
+    def _inputs(self, batch: Sequence[Request]) -> tuple[Rows, Pairs | None, list[int], list[list[str]]]:
+        """Prompt states and contexts of all rows, those without a prompt first, and each request's encoder calls and
+        notes."""
         told = [self.texts.states(r.prompt, self.instruction) for r in batch]
         calls = [int(new) for _, new in told]
         states = [one for one, _ in told]
@@ -183,24 +193,35 @@ class ReflectDiT:
             nothing, new = self.texts.states("")
             calls[0] += int(new)
             states = [nothing] * len(batch) + states
-        pairs = None
+        pairs, notes = None, [[] for _ in batch]
         if batch[0].context:
             images, texts, owned = [], [], []
             for number, request in enumerate(batch):
                 owned.append(tuple(range(len(images), len(images) + len(request.context))))
                 for pair in request.context:
-                    words, new = self.texts.states(pair.feedback, self.options.feedback_prefix)
+                    heard = self.texts.whole_words(pair.feedback, self.options.feedback_prefix)
+                    if heard != pair.feedback:
+                        notes[number].append(f"the text encoder takes {self.options.max_sequence_length} tokens; of "
+                                             f"the feedback it did not see {pair.feedback[len(heard):].strip()!r}")
+                    words, new = self.texts.states(heard, self.options.feedback_prefix)
                     calls[number] += int(new)
                     images.append(self.pictures.tokens(pair.picture))
                     texts.append(words)
             pairs = Pairs(torch.stack(images), *_padded(texts), (None,) * (len(batch) if guided else 0) + tuple(owned),
                           self.options.see)
-        return Rows(*_padded(states)), pairs, calls
+        return Rows(*_padded(states)), pairs, calls, notes
+
+    def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
+        """Latents (B, C, H, W) to small pictures."""
+        return self.previews.made(latents / self.vae.config.scaling_factor, request, self._decoded)
 
     def _picture(self, latents: Tensor, request: Request) -> Picture:
         device = self.places("vae", request.width * request.height)
-        latents = latents.to(device, self.vae.dtype) / self.vae.config.scaling_factor
-        image = self.vae.decode(latents, return_dict=False)[0]
+        return self._decoded(latents.to(device, self.vae.dtype) / self.vae.config.scaling_factor, device)
+
+    def _decoded(self, latents: Tensor, device: torch.device) -> Picture:
+        """Latents (1, C, H, W) with their scaling taken off."""
+        image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
         return self.processor.postprocess(image, output_type="pil")[0]
 
 

@@ -1,17 +1,24 @@
-"""What is being drawn, roughly: latents to small pictures by one linear map, fitted to the autoencoder.
+"""What is being drawn, roughly: latents to small pictures.
 
-Cheap enough for every step, whatever the autoencoder. The fit is to pictures of coloured patches; what
-is finer than a latent is lost.
+Small pictures go through the autoencoder itself. For larger ones that takes too long, and one linear map that is
+fitted to it does: cheap enough for every step. The fit is to pictures of coloured patches; what is finer than a latent
+is lost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...types import Picture
+from ..types import Picture, Request
+from .places import Places
+
+DECODED = 128 * 128
+"""Pixels of a picture up to which a preview goes through the autoencoder."""
 
 PICTURES, PATCHES = 16, 6
 """Pictures that the map is fitted to, and coloured patches in each."""
@@ -21,16 +28,42 @@ FITTED = LATENTS**2
 """Latents of one, which the autoencoder is given at once."""
 
 
+class Previews:
+    """Of one model's pictures."""
+
+    def __init__(self, vae, scale: int, places: Places) -> None:
+        """`scale`: the autoencoder's pixels to one latent along a side."""
+        self.vae, self.scale, self.places = vae, scale, places
+        self.fitted: LatentPreview | None = None
+
+    def prepare(self, request: Request) -> None:
+        """Before the first step of a batch like this; asks for the autoencoder where it is needed."""
+        if request.width * request.height > DECODED and self.fitted is None:
+            self.places("vae", FITTED * self.scale**2)
+            with torch.no_grad():
+                self.fitted = LatentPreview(self.vae, self.scale)
+
+    def made(self, latents: Tensor, request: Request, decode: Callable[[Tensor, torch.device], Picture]
+             ) -> list[Picture]:
+        """Latents (B, C, H, W) as the autoencoder decodes them to small pictures: of the first one only, by
+        `decode(latents, place)`, where the autoencoder itself is quick; none while a memory manager has it half moved
+        away."""
+        with torch.no_grad():
+            if request.width * request.height > DECODED:
+                return self.fitted.pictures(latents)
+            where = self.places.now("vae")
+            return [] if where is None else [decode(latents[:1], where)]
+
+
 class LatentPreview:
     """Latents (B, C, H, W) of one autoencoder to pictures of H x W pixels."""
 
     def __init__(self, vae, scale: int) -> None:
-        """`vae` is an `AutoencoderKL`, used once where it is; `scale` its pixels to one latent along a side."""
+        """`vae`, an `AutoencoderKL` or an `AutoencoderDC`, is used once where it is."""
         weight = next(vae.parameters())
         pictures = _patchwork(LATENTS * scale)
         with torch.no_grad():
-            means = [vae.encode(one[None].to(weight.device, weight.dtype)).latent_dist.mean.float().cpu()
-                     for one in pictures]
+            means = [_mean(vae.encode(one[None].to(weight.device, weight.dtype))).float().cpu() for one in pictures]
         latents = torch.cat(means).movedim(1, -1).flatten(0, 2)
         colours = F.avg_pool2d(pictures, scale).movedim(1, -1).flatten(0, 2)
         known = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
@@ -44,6 +77,10 @@ class LatentPreview:
         rgb = latents @ self.map[:-1] + self.map[-1]
         pixels = ((rgb.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return [Image.fromarray(one.numpy()) for one in pixels]
+
+
+def _mean(encoded) -> Tensor:
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
 
 
 def _patchwork(side: int) -> Tensor:
