@@ -12,8 +12,11 @@ from tiny_sana import write_tiny_sana
 from transformers import SiglipImageProcessorPil
 
 from reflect_core.generators import preview
+from reflect_core.generators.reflect_dit.cached import Rows, denoise
+from reflect_core.generators.reflect_dit.context import Pairs as Pairs_
 from reflect_core.generators.reflect_dit.encoding import Texts, instruction
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
+from reflect_core.generators.reflect_dit.transformer import reflect_forward
 from reflect_core.report import html_page
 from reflect_core.search import ReflectDiTSearch, load, start
 from reflect_core.types import Pair, Request, UserError, Verdict
@@ -205,6 +208,29 @@ def test_pictures_or_words_alone_can_be_seen(model):
     for changes, said in (({"see": "nothing"}, "expected both, words or pictures"), ({"steps": 1}, "no option")):
         with pytest.raises(UserError, match=said):
             model.with_options(**changes)
+
+
+@torch.no_grad()
+def test_a_first_picture_can_be_drawn_with_a_dropped_context(folder, model):
+    """As the plain forward draws it over zero vectors with the official mask; a batch is as alone."""
+    dropped = ReflectDiT.from_folder(folder, no_context="dropped")
+    requests = [PLAIN, replace(PLAIN, seed=8, prompt="two blue squares left of a star")]
+    together = dropped._sample(requests)[0]
+    assert (together - model._sample(requests)[0]).abs().max() > 1e-3
+    for request, expected in zip(requests, together):
+        assert (dropped._sample([request])[0][0] - expected).abs().max() < 1e-5
+    (unguided,) = dropped.draw([replace(PLAIN, guidance=1.0)])
+    assert unguided.cost.denoiser_evaluations == 4
+    # The first step, by hand.
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    words, _ = dropped.texts.states("a red circle")
+    pairs = Pairs_(torch.zeros(0, 16, 20), torch.zeros(0, 1, 24), torch.zeros(0, 1), (None,))
+    when = torch.tensor([900.0])
+    by_hand = reflect_forward(dropped.transformer, dropped.context, noise, words[None], when,
+                              torch.ones(1, len(words)), pairs)
+    rows = Rows(words[None], torch.ones(1, len(words)))
+    made = dropped._prepare(when, rows, replace(pairs, images=torch.zeros(0, 16, 0)), False, "cpu", torch.float32)
+    assert torch.allclose(denoise(dropped.transformer, made, noise, 0), by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoded", [0, 128 * 128])

@@ -69,6 +69,7 @@ SANA_OPTIONS = {
     "max_sequence_length": "tokens of a prompt or a feedback (300)",
     "mask_last": "false lets the last token of the context be seen, for experiments",
     "pad_context": "false leaves padding out of the context, for experiments",
+    "no_context": "'dropped' draws a picture without pairs with the zero vectors that training had in their place",
     "see": "'words' or 'pictures' shows it nothing else of the flawed pictures, for ablations",
     "rotary_bf16": "false keeps the context's positions in full precision, for experiments",
     "text_cache": "texts that are kept encoded (64)",

@@ -28,6 +28,9 @@ class ReflectOptions:
     see: str = "both"
     """What of the pairs is seen: 'both', as published, or for ablations 'words' or 'pictures' alone. It takes a model
     that was trained with rows of either kind (`model.partial` of the trainer)."""
+    no_context: str = "plain"
+    """How a picture without pairs is drawn, the first one of a search: 'plain', without any context tokens, as
+    published; or 'dropped', with the zero vectors of a dropped context, as all of training's such rows had."""
     mask_last: bool = True
     """Never attend to the last context token of the longer row. True: published."""
     pad_context: bool = True
@@ -56,6 +59,8 @@ class ReflectOptions:
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
         if self.see not in ("both", "words", "pictures"):
             raise UserError(f"option see is {self.see!r}; expected both, words or pictures")
+        if self.no_context not in ("plain", "dropped"):
+            raise UserError(f"option no_context is {self.no_context!r}; expected plain or dropped")
         for name in ("prompt_instruction", "feedback_prefix"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected text")

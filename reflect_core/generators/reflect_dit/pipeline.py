@@ -150,10 +150,9 @@ class ReflectDiT:
         device = self.places("transformer", pixels)
         scheduler = DPMSolverMultistepScheduler.from_config(self.schedule_config)
         scheduler.set_timesteps(first.steps, device=device)
-        prepared = self._prepare(scheduler.timesteps, rows, pairs, device, dtype)
-
-        latents = torch.cat(noise).to(device)
         guided = first.guidance > 1
+        prepared = self._prepare(scheduler.timesteps, rows, pairs, guided, device, dtype)
+        latents = torch.cat(noise).to(device)
         guidance = torch.tensor([r.guidance for r in batch], device=device).view(-1, 1, 1, 1)
         for step, t in enumerate(scheduler.timesteps):
             given = (torch.cat([latents, latents]) if guided else latents).to(dtype)
@@ -169,14 +168,15 @@ class ReflectDiT:
                 callback(Step(step + 1, first.steps, lambda end=straight: self._preview(end(), first)))
         return latents, calls, notes
 
-    def _prepare(self, timesteps: Tensor, rows: Rows, pairs: Pairs | None, device, dtype: torch.dtype) -> Prepared:
+    def _prepare(self, timesteps: Tensor, rows: Rows, pairs: Pairs | None, guided: bool, device, dtype: torch.dtype
+                 ) -> Prepared:
         rows = Rows(rows.states.to(device, dtype), rows.mask.to(device))
         beside = None
         if pairs is not None:
             pairs = replace(pairs, images=pairs.images.to(device, dtype), texts=pairs.texts.to(device, dtype),
                             text_mask=pairs.text_mask.to(device))
             half = len(pairs.rows) // 2
-            if pairs.rows[0] is None:
+            if guided:
                 beside = [*range(half, 2 * half), *range(half)]
         scaled = timesteps * self.transformer.config.timestep_scale
         return prepare(self.transformer, self.context, scaled, rows, pairs, beside, mask_last=self.options.mask_last,
@@ -194,6 +194,9 @@ class ReflectDiT:
             calls[0] += int(new)
             states = [nothing] * len(batch) + states
         pairs, notes = None, [[] for _ in batch]
+        if not batch[0].context and self.context is not None and self.options.no_context == "dropped":
+            none = torch.zeros(0, self.options.image_tokens, 0), torch.zeros(0, 0, 0), torch.zeros(0, 0)
+            pairs = Pairs(*none, (None,) * len(states))
         if batch[0].context:
             images, texts, owned = [], [], []
             for number, request in enumerate(batch):
