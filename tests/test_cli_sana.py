@@ -16,8 +16,8 @@ def folder(tmp_path_factory):
 
 
 def test_run_and_replay(folder, tmp_path):
-    ran = reflect("run", "two red circles", "--model", folder, "--policy", "reflect_dit", "--pictures", "5", "--out",
-                  tmp_path / "run", "--json")
+    """Its paper's search is what a model is run with."""
+    ran = reflect("run", "two red circles", "--model", folder, "--pictures", "5", "--out", tmp_path / "run", "--json")
     assert ran.code == 3, ran.err
     told = json.loads(ran.out)
     assert told["pictures"] == 5 and not told["accepted"], "random weights draw no circles"
@@ -25,6 +25,15 @@ def test_run_and_replay(folder, tmp_path):
     assert [len(c.request.context) for c in run.candidates][:4] == [0, 1, 2, 3]
     again = reflect("replay", tmp_path / "run")
     assert again.code == 0 and "came out the same, bit for bit" in again.out, again.out + again.err
+
+
+def test_plain_sana_draws_anew(tmp_path):
+    folder = write_tiny_sana(tmp_path / "sana", reflect=False, settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}})
+    ran = reflect("run", "two red circles", "--model", folder, "--pictures", "2", "--out", tmp_path / "run", "--json")
+    assert ran.code == 3, ran.err
+    header, run = load(tmp_path / "run")
+    assert header.policy["name"] == "best_of_n" and not any(c.request.context for c in run.candidates)
 
 
 def test_a_policy_of_the_other_family(folder, tmp_path):

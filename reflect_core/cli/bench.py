@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..judges import find_judge
-from ..model_files import read_json
 from ..presets.choice import ModelChoice
 from ..presets.load import preset_names
 from ..types import UserError
@@ -41,7 +40,7 @@ def shapes(args: argparse.Namespace) -> int:
     if args.json_file is not None:
         check_writable(Path(args.json_file), "--json")
     models = _models(args, options)
-    entrants = {label: choose_entrants(choice.family, args.policies, _draws_in_context(choice))
+    entrants = {label: choose_entrants(choice.family, args.policies, choice.policy != "best_of_n")
                 for label, choice in models.items()}
 
     def settings(label: str, defaults: dict[str, Any], fingerprint: str) -> Settings:
@@ -94,12 +93,6 @@ def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Mode
                             "with a label of its own, for example SFT=my-model")
         found[label] = choice
     return found
-
-
-def _draws_in_context(choice: ModelChoice) -> bool:
-    """Whether a model of the SANA family has Reflect-DiT's weights. Of FLUX it shows when it is loaded."""
-    config = choice.folder / "transformer" / "config.json"
-    return choice.family != "SanaPipeline" or choice.lora is not None or bool(read_json(config, "").get("reflection"))
 
 
 def _folder_name(label: str) -> str:

@@ -63,12 +63,12 @@ def _run(commands) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw, e.g. 'two red circles left of a blue star'")
     _model(parser)
     group = parser.add_argument_group("the search")
-    group.add_argument("--policy", default="reflection_flow", choices=[*POLICIES, "official"],
-                       help="how to search (default: %(default)s, which corrects pictures in rounds); best_of_n draws "
-                       "anew and keeps the best, noise_prompt also rewrites the prompt, reflect_dit draws one picture "
-                       "after another with the earlier ones in view, and 'official' is "
-                       "reflection_flow as the script of its authors has it: 32 pictures from noise and 32 "
-                       "corrections, all of them drawn, and its way of joining texts")
+    group.add_argument("--policy", choices=[*POLICIES, "official"],
+                       help="how to search (default: that of the model's paper): reflection_flow, of FLUX, corrects "
+                       "pictures in rounds; reflect_dit, of SANA, draws one picture after another with the earlier "
+                       "ones in view; best_of_n draws anew and keeps the best, noise_prompt also rewrites the prompt, "
+                       "and 'official' is reflection_flow as the script of its authors has it: 32 pictures from noise "
+                       "and 32 corrections, all of them drawn, and its way of joining texts")
     group.add_argument("--pictures", type=int, metavar="N", help="never more pictures than this (default: "
                        f"{PICTURES}; official: as many as it draws)")
     group.add_argument("--evaluations", type=int, metavar="N", help="never more denoiser evaluations than this (a "

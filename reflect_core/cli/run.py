@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
             raise
         # Whoever has pointed --model at FLUX.1-dev wants to hear of this one.
         raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
-    budget = make_budget(args)
-    policy = make_policy(args.policy, budget.pictures, named_values(args.settings, "--set"))
+    budget, settings = make_budget(args), named_values(args.settings, "--set")
     options = named_values(args.options, "--option")
     if args.policy == "official":
         options = {**OFFICIAL_OPTIONS, **options}
+    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
+    policy = make_policy(args.policy or choice.policy, budget.pictures, settings)
     folder = Path(args.out) if args.out is not None else choose_folder(args.prompt)
     check_folder(folder)
-    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
     # With the folder's own defaults, so that a wrong size or number of steps is told before loading.
     request = make_request(args, choice.defaults)
     Run(request, args.chunk)

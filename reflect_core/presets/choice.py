@@ -48,6 +48,21 @@ class ModelChoice:
         """As the folder's index names it, such as FluxPipeline."""
         return str(read_json(self.folder / "model_index.json", INDEX).get("_class_name"))
 
+    @property
+    def in_context(self) -> bool:
+        """Whether it is of the SANA family and has Reflect-DiT's weights, in its folder or beside it."""
+        if self.family != "SanaPipeline":
+            return False
+        config = read_json(self.folder / "transformer" / "config.json", "expected the config of a SANA transformer")
+        return self.lora is not None or bool(config.get("reflection"))
+
+    @property
+    def policy(self) -> str:
+        """The search of the paper that the family is of."""
+        if self.family != "SanaPipeline":
+            return "reflection_flow"
+        return "reflect_dit" if self.in_context else "best_of_n"
+
     def load(self, **options: Any) -> Generator:
         """The generator. `options` go on top of the choice's own and are not part of it."""
         import torch
