@@ -23,7 +23,7 @@ from .folder import checkpoints
 FREE = {"name", "out", "steps", "save_every", "sample_every", "log_every", "keep", "compile", "device",
         "model.checkpointing", "model.sample_steps", "model.sample_guidance",
         "data.sample_prompts", "data.grid", "data.eval",
-        "model.base", "model.vae", "data.sources.*.path"}
+        "model.base", "model.vae", "model.vision", "data.sources.*.path"}
 """Settings that may change between an interruption and the resumption: those that change no step of the training.
 What lies behind the paths of the last line must be the same, and what the others keep back from training too: that is
 seen by the checksums of `data`."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ...config import TrainConfig
-from ...identity import digest
+from ...identity import digest, fingerprint
 from ...pictures import to_tensor
 from ...shapes import PHRASES, twins
 from ..common import autocast, forget_places, provenance_of, write_provenance
@@ -73,7 +73,8 @@ class SanaVisionTask:
         self.phrases = self._last(list(PHRASES))
         self.bank = self._bank(self.d.pictures, config.seed)
         self.held_out = self._bank(256, config.seed + 1)
-        self.data = {"rendered_scenes": 2 * self.d.pictures, "pictures": digest(self.bank["good"])}
+        self.data = {"rendered_scenes": 2 * self.d.pictures, "pictures": digest(self.bank["good"]),
+                     "text": fingerprint(self.text_encoder)}
         self.forward = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
 
     def _bank(self, count: int, seed: int) -> dict[str, np.ndarray | Tensor]:
