@@ -127,14 +127,16 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task, key", [("base", "vae"), ("base", "text"), ("harvest", "base"), ("corrector", "base"),
-                                       ("bundle", "base")])
+                                       ("bundle", "base"), ("sana_vision", "text"), ("sana_base", "vae"),
+                                       ("reflect", "base")])
 def test_a_model_that_is_not_there(task, key, model, tmp_path, capsys):
     data = [{"kind": "corrupted", "count": 2}]
-    settings = ["--set", f"data.sources={json.dumps(data)}"] if task == "corrector" else []
+    settings = ["--set", f"data.sources={json.dumps(data)}"] if task in ("corrector", "reflect") else []
     settings += ["--set", f"model.vae={model / 'vae'}"] if task == "base" else []
     error = inside(capsys, "--config", write_config(tmp_path, task), *settings,
                    "--set", f"model.{key}={tmp_path / 'nothing'}").error
-    assert str(tmp_path / "nothing") in error and ("no such folder" in error or "no such file" in error)
+    assert str(tmp_path / "nothing") in error and any(
+        said in error for said in ("no such folder", "no such file", "neither a bundled model nor a folder"))
 
 
 def test_a_model_that_is_cut_short(model, tmp_path, capsys):
@@ -179,7 +181,8 @@ def test_defaults_are_filled_in_below_model_and_data_too(tmp_path):
     full = filled_config(load_config(write_config(tmp_path, "corrector")).to_json())
     assert full["lr"] == 1e-3 and full["model"]["rank"] == 4 and full["model"]["drop_text"] == 0.1
     assert full["data"]["grid"] == 8 and full["data"]["eval"] is None
-    assert full["data"]["sources"][0] == {"kind": "corrupted", "path": "", "count": 12, "repeat": 1, "tasks": None}
+    assert full["data"]["sources"][0] == {"kind": "corrupted", "path": "", "count": 12, "repeat": 1, "tasks": None,
+                                          "tries": 1}
     assert filled_config({"task": "vae", "model": {"gone": 1}, "data": {}})["model"]["gone"] == 1
 
 
