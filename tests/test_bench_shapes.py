@@ -272,9 +272,8 @@ def test_ablations_show_what_is_missing(both):
 
 def test_shuffled_words_are_of_other_prompts():
     prompts = choose_prompts(5, ["compose"])["compose"]
-    requests = [Request(p.prompt, 7) for p in prompts]
     exact = SharedVerifier(ShapesVerifier())
-    reflector = ShuffledReflector(prompts, requests, exact)
+    reflector = ShuffledReflector(prompts, 7, exact)
     assert len(reflector.words) == 5
     for prompt, _ in reflector.words:
         picture = FakeShapesGenerator(flawed=1.0).draw([Request(prompt, 3)])[0].picture
@@ -389,9 +388,26 @@ def test_several_models_have_labels(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "flux" / UNITS).exists() and (tmp_path / "out" / "other-one" / UNITS).exists()
     for arguments, said in ((("--models", model, model), "label 'FLUX' of another one"),
                             (("--models", model, "--model", model), "expected one of them"),
-                            (("--lora", model), "expected --model too"), (("--models", "nowhere"), "nowhere")):
+                            (("--lora", model), "expected --model too"), (("--models", "nowhere"), "nowhere"),
+                            (("--option", "image_tokens=16"), "expected --model too"),
+                            (("--models", f"A b={model}", f"a-b={model}"), "label 'a-b' of another one")):
         result = inside(capsys, "bench", "shapes", *arguments, *few)
         assert result.code == 2 and said in result.err
+
+
+def test_policies_of_the_other_family_are_told_at_once(tmp_path, capsys):
+    model = write_tiny_model(tmp_path / "model")
+    result = inside(capsys, "bench", "shapes", "--model", model, "--policies", "Reflect-DiT 20", "--out",
+                    tmp_path / "out")
+    assert result.code == 2 and "'Reflect-DiT 20'" in result.err and "'ReflectionFlow 20'" in result.err
+
+
+def test_the_unseen_pairs_alone_have_a_table_and_no_plot(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeShapesGenerator(flawed=0.9))
+    model = write_tiny_model(tmp_path / "model")
+    result = inside(capsys, "bench", "shapes", "--model", model, "--limit", 1, "--tasks", UNSEEN, "--policies",
+                    "one picture", "--out", tmp_path / "out")
+    assert result.code == 0 and "no part in it" in result.out
 
 
 def test_interrupted_the_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_training import inside, tensors, tiny_configs, train, write_config
 
+from reflect_core.generators.reflect_dit.cached import Rows, denoise, prepare
 from reflect_core.generators.reflect_dit.context import ContextEncoder, Pairs
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
 from reflect_core.generators.reflect_dit.transformer import reflect_forward
@@ -87,11 +88,16 @@ def test_provenance_tells_of_every_part(chain, capsys):
 def test_the_result_is_read_as_a_checkpoint_beside_its_base(chain):
     folder, _ = chain
     base = folder / "sana_base" / "result"
-    with_vision = folder / "beside"
-    shutil.copytree(folder / "reflect" / "result", with_vision)
+    with_vision = shutil.copytree(folder / "reflect" / "result", folder / "beside")
     shutil.copytree(folder / "sana_vision" / "result" / "image_encoder", with_vision / "image_encoder")
-    generator = ReflectDiT.from_folder(base, lora=with_vision)
-    assert generator.max_context == 3
+    # SANA's own folder says nothing of options, and the checkpoint has its own.
+    real = shutil.copytree(base, folder / "real")
+    (real / "reflect.json").unlink()
+    (with_vision / "reflect.json").write_text(json.dumps({"options": {
+        "max_context": 2, "image_tokens": 16, "prompt_instruction": "", "max_sequence_length": 48}}))
+    generator = ReflectDiT.from_folder(real, lora=with_vision)
+    assert generator.max_context == 2 and generator.options.image_tokens == 16 and generator.instruction == ""
+    assert ReflectDiT.from_folder(real, lora=with_vision, max_context=1).max_context == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"sft": True}, {"rank": 2}], ids=["whole", "sft", "lora"])
@@ -135,9 +141,98 @@ def test_pictures_of_the_base_are_harvested_several_of_each_prompt(chain, capsys
         assert pairs[-1] == row and sorted(pairs) == sorted(task.others[row])
 
 
+def test_tuning_goes_on_from_a_checkpoint(chain, tmp_path, capsys):
+    """From the trainer's own, whose picture encoder lies elsewhere; and what does not go together is told early."""
+    folder, _ = chain
+    made, start = tiny_configs(folder)["reflect"], str(folder / "reflect" / "result")
+    done = inside(capsys, "--config", write_config(tmp_path / "on", "reflect", **{
+        **made, "model": {**made["model"], "checkpoint": start}}))
+    assert done.code == 0
+    found = json.loads((tmp_path / "on" / "reflect" / "result" / "provenance.json").read_text())
+    assert found["checkpoint"]["seed"] == 16
+    for changes, said in (({"context_layers": 1}, "expected 2, as in the checkpoint"),
+                          ({"image_tokens": 25}, "expected a divisor of the picture encoder's 8"),
+                          ({"image_tokens": 24}, "expected a square number"),
+                          ({"weights": "bf16"}, "expected fp32 where all of SANA is trained"),
+                          ({"weights": "bf16", "rank": 2}, "expected bf16 for both"),
+                          ({"size": 128}, "expected 64 where the shapes world")):
+        error = inside(capsys, "--config", write_config(tmp_path / "no", "reflect", **{
+            **made, "model": {**made["model"], "checkpoint": start, **changes}})).error
+        assert said in error, error
+
+
+def own_folder(folder, prompts=("a cat", "a cat", "a dog"), side=48):
+    folder.mkdir(parents=True)
+    lines = []
+    for k, prompt in enumerate(prompts):
+        for name in ("flawed", "good"):
+            Image.new("RGB", (side + 8 * k, side), (60 * k, 90, 20 if name == "good" else 200)).save(
+                folder / f"{k}-{name}.png")
+        lines.append({"prompt": prompt, "reflection": "" if k == 1 else "add one star", "flawed": f"{k}-flawed.png",
+                      "good": f"{k}-good.png"})
+    (folder / "triplets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_a_users_own_pictures_with_low_rank_in_bf16(chain, tmp_path, capsys, held_out):
+    """As `my-reflect-dit.yaml` has it: pictures of any size, a prompt with one flawed picture, feedback of no words."""
+    folder, _ = chain
+    made, source = tiny_configs(folder)["reflect"], {"kind": "folder", "path": own_folder(tmp_path / "mine")}
+    model = {**made["model"], "weights": "bf16", "rank": 2, "size": 128, "mend": 0.0, "plain": 0.0, "image_tokens": 16}
+    done = inside(capsys, "--config", write_config(tmp_path, "reflect", **{
+        **made, "precision": "bf16", "batch": 2, "model": model, "data": {"sources": [source], "held_out": held_out}}))
+    assert done.code == 0, done.err
+    sheets = list((tmp_path / "reflect" / "samples").iterdir()) if held_out else []
+    assert len(sheets) == 3 * held_out
+    weights = load_file(tmp_path / "reflect" / "result" / "diffusion_pytorch_model.safetensors")
+    before_ = load_file(folder / "sana_base" / "result" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {n for n in weights if "lora" in n or "down" in n} == set()
+    changed = {n for n, value in before_.items() if not torch.equal(weights[n].float(), value.float())}
+    assert all(".attn" in n for n in changed)
+
+
+def test_prompts_that_are_kept_back_are_not_trained_on(chain, tmp_path, capsys):
+    folder, _ = chain
+    made = tiny_configs(folder)["reflect"]
+    source = {"kind": "folder", "path": own_folder(tmp_path / "mine", ("a cat", "a dog", "a cat"), 64)}
+    task = ReflectTask(load_config(write_config(tmp_path, "reflect", model=made["model"], data={
+        "sources": [source], "held_out": 1})))
+    assert len(task.bank["good"]) == 1 and task.held_out[0].prompt == "a cat"
+    alone = {"kind": "folder", "path": own_folder(tmp_path / "alone", ("a cat", "a cat"))}
+    error = inside(capsys, "--config", write_config(tmp_path / "x", "reflect", model=made["model"], data={
+        "sources": [alone], "held_out": 1})).error
+    assert "expected others too" in error
+
+
+def test_the_papers_control_is_a_model_of_plain_sana(chain, tmp_path, capsys):
+    folder, _ = chain
+    made = tiny_configs(folder)["reflect"]
+    assert inside(capsys, "--config", write_config(tmp_path, "reflect", **{
+        **made, "model": {**made["model"], "sft": True}})).code == 0
+    result = str(tmp_path / "reflect" / "result")
+    done = bundled(folder, capsys, checkpoint=result, vision=None)
+    assert done.code == 0, done.err
+    generator = load_generator(folder / "bundle")
+    assert generator.max_context == 0 and generator.defaults["steps"] == 2
+    drawn, base = (model.draw([Request("a red circle", 1, steps=2)])[0].picture.tobytes() for model in (
+        generator, load_generator(folder / "sana_base" / "result")))
+    assert drawn != base
+    assert "is of plain SANA" in bundled(folder, capsys, checkpoint=result).error
+
+
+def test_picture_encoders_have_the_published_names(chain, capsys):
+    """transformers 5 writes them without their prefix, which transformers 4 would not find."""
+    folder, _ = chain
+    assert bundled(folder, capsys).code == 0
+    for place in (folder / "sana_vision" / "result", folder / "bundle"):
+        names = load_file(place / "image_encoder" / "model.safetensors")
+        assert names and all(name.startswith("vision_model.") for name in names)
+
+
 @pytest.mark.parametrize("model, said", [
-    ({"lora": "x"}, "is of the SANA family"), ({"vision": None}, "got only one of model.checkpoint and model.vision"),
-    ({"base": "nowhere"}, "no such file")])
+    ({"lora": "x"}, "is of the SANA family"), ({"vision": None}, "expected the picture encoder of the checkpoint"),
+    ({"checkpoint": None}, "expected model.checkpoint too"), ({"base": "nowhere"}, "no such file")])
 def test_bundles_that_do_not_go_together(chain, model, said, capsys):
     folder, _ = chain
     done = bundled(folder, capsys, **model)
@@ -168,23 +263,28 @@ def parts(chain):
 
 @torch.no_grad()
 def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
-    """Rows of one, two and three pairs, a dropped one, and prompts of several lengths, in one batch."""
+    """Rows of one, two and three pairs, one that is shorter than a dropped one, a dropped one, and prompts of several
+    lengths, in one batch."""
     transformer, context = parts
     tokens, stride = 4, 6
-    rows = [[5, 2], [3], [6, 1, 4], [2, 2]]
-    sees = ["both", "words", "pictures", "nothing"]
-    x, t = torch.randn(4, 4, 8, 8), torch.tensor([900.0, 500.0, 100.0, 700.0])
-    words, keep = torch.randn(4, 7, 32), torch.arange(7) < torch.tensor([[7], [2], [5], [3]])
-    images, texts = torch.randn(12, tokens, 12), torch.randn(12, stride, 32)
-    index, real = laid(rows, sees, 3, tokens, stride)
-    together = tuned_forward(transformer, context, x, words, keep, t, images, texts, index, real)
+    rows = [[5, 2], [5], [6, 1, 4], [1], [2, 2]]
+    sees = ["both", "words", "pictures", "both", "nothing"]
+    x, t = torch.randn(5, 4, 8, 8), torch.tensor([900.0, 500.0, 100.0, 300.0, 700.0])
+    words, keep = torch.randn(5, 7, 32), torch.arange(7) < torch.tensor([[7], [2], [5], [1], [3]])
+    images, texts = torch.randn(15, tokens, 12), torch.randn(15, stride, 32)
+    places = laid(rows, sees, 3, tokens, stride)
+    together = tuned_forward(transformer, context, x, words, keep, t, images, texts, *places)
     for n, lengths in enumerate(rows):
         mine = slice(3 * n, 3 * n + len(lengths))
         mask = (torch.arange(stride) < torch.tensor(lengths)[:, None]).long()
-        pairs = Pairs(images[mine], texts[mine], mask, (tuple(range(len(lengths))) if n < 3 else None,), sees[n])
-        one = slice(n, n + 1)
-        alone = reflect_forward(transformer, context, x[one], words[one], t[one], keep[one].long(), pairs)
-        assert torch.allclose(together[n], alone[0], atol=2e-5), n
+        # Beside a row of nothing, as guidance has it: the official forward of the two, and what is drawn with.
+        told = tuple(range(len(lengths))) if n < 4 else None
+        pairs = Pairs(images[mine], texts[mine], mask, (None, told), sees[n])
+        one = [n, n]
+        pair = reflect_forward(transformer, context, x[one], words[one], t[one], keep[one].long(), pairs)
+        assert torch.allclose(together[n], pair[1], atol=2e-5), n
+        drawn = prepare(transformer, context, t[n:n + 1], Rows(words[one], keep[one].long()), pairs, [1, 0])
+        assert torch.allclose(together[n], denoise(transformer, drawn, x[one], 0)[1], atol=2e-5), n
 
 
 @torch.no_grad()
@@ -210,7 +310,7 @@ def test_lora_changes_nothing_at_first_and_is_merged_as_it_acts(parts):
             return reflect_forward(transformer, None, x, words, t, keep)
 
     first, names = drawn(), set(transformer.state_dict())
-    add_lora(transformer, 2)
+    add_lora(transformer, 2, torch.Generator().manual_seed(0))
     assert torch.equal(drawn(), first)
     trained = [p for p in transformer.parameters() if p.requires_grad]
     assert len(trained) == 2 * 8 * len(transformer.transformer_blocks)

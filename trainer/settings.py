@@ -250,7 +250,8 @@ class BundleModel:
     lora: str | None = None
     """Result folder of a `corrector` run, on a base of the FLUX family."""
     checkpoint: str | None = None
-    """Result folder of a `reflect` run, on a base of the SANA family; it takes the place of the base's transformer."""
+    """Result folder of a `reflect` run, on a base of the SANA family; it takes the place of the base's transformer. One
+    of `model.sft` is of plain SANA and goes without `vision`."""
     vision: str | None = None
     """Result folder of a `sana_vision` run, the one that the checkpoint was trained with."""
     most_megabytes: float = 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from reflect_core.types import UserError
@@ -22,13 +23,15 @@ class SanaVaeModel:
     """Weight of the pull of the latents towards zero."""
 
     def __post_init__(self) -> None:
+        at_least(self, "model.", 1, "latent_channels")
         if len(self.channels) != len(self.layers_per_block) or len(self.channels) < 2:
             raise UserError(f"model.channels is {self.channels} and model.layers_per_block {self.layers_per_block}; "
                             "expected as many of either, at least two")
-        for wide, narrow in zip(self.channels[1:], self.channels[:-1]):
-            if wide < 1 or 4 * narrow % wide:
-                raise UserError(f"model.channels is {self.channels}; expected each to divide four times the one before")
-        at_least(self, "model.", 1, "latent_channels")
+        if min(self.channels) < 1 or any(4 * narrow % wide for wide, narrow in zip(self.channels[1:], self.channels)):
+            raise UserError(f"model.channels is {self.channels}; expected each to divide four times the one before")
+        if self.layers_per_block[0] < 0 or min(self.layers_per_block[1:]) < 1:
+            raise UserError(f"model.layers_per_block is {self.layers_per_block}; expected at least 1 of each, 0 of the "
+                            "first alone")
         if self.noise <= 0:
             raise UserError(f"model.noise is {self.noise}; expected a number above 0")
         if self.channels[-1] % self.latent_channels:
@@ -55,8 +58,6 @@ class SanaVisionModel:
     text: str
     """Result folder of a `sana_text` run."""
     text_length: int
-    size: int = 64
-    """Pixels of a side."""
     patch: int = 4
     """Pixels of a token's side."""
     places: int = 8
@@ -66,12 +67,12 @@ class SanaVisionModel:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        at_least(self, "model.", 1, "text_length", "size", "patch", "places", "width", "layers", "heads")
-        if self.size % (self.patch * self.places):
-            raise UserError(f"model.size is {self.size}; expected a multiple of model.patch times model.places, "
-                            f"{self.patch * self.places}")
-        if self.width % self.heads:
-            raise UserError(f"model.width is {self.width}; expected a multiple of model.heads, {self.heads}")
+        at_least(self, "model.", 1, "text_length", "patch", "places", "width", "layers", "heads")
+        if 64 % (self.patch * self.places):
+            raise UserError(f"model.patch times model.places is {self.patch * self.places}; expected a divisor of 64, "
+                            "the pixels of a side")
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"model.width is {self.width}; expected a multiple of 4 and of model.heads, {self.heads}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class ReflectModel:
     """Of what is frozen: fp32, or bf16 for a large model. All of SANA is trained in fp32 only."""
     sft: bool = False
     """The paper's control: the same training on the good pictures alone, without any context."""
-    keep: float = 0.0
+    mend: float = 0.0
     """Share of the rows whose good picture is the last flawed one, mended; that of the others is one of the prompt's
     good pictures at random. 0: published."""
     plain: float = 0.0
@@ -172,7 +173,9 @@ class ReflectModel:
     def __post_init__(self) -> None:
         at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
                  "sample_steps")
-        share(self, "keep", "plain", "partial", "drop_text", "drop_context")
+        share(self, "mend", "plain", "partial", "drop_text", "drop_context")
+        if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
+            raise UserError(f"model.image_tokens is {self.image_tokens}; expected a square number, 64 as published")
         if self.weights not in ("fp32", "bf16"):
             raise UserError(f"model.weights is {self.weights!r}; expected fp32 or bf16")
         if self.weights == "bf16" and self.rank is None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from reflect_core.shapes.scene import SIZE
 from reflect_core.types import UserError
 
 from .identity import PROBE
@@ -23,12 +24,16 @@ FILES_PROBE = 2
 class Sources:
     """Reads every triplets.jsonl at once, and pictures when they are asked for.
 
-    Args: size, pixels of the good picture's side (the flawed one comes in the same size).
+    Args: size, pixels of the good picture's side (the flawed one comes in the same size). whole_prompts: what is kept
+    back of a folder shares no prompt with what is trained on.
     """
 
-    def __init__(self, data: CorrectorData, seed: int, size: int) -> None:
+    def __init__(self, data: CorrectorData, seed: int, size: int, whole_prompts: bool = False) -> None:
         self.data, self.seed, self.size = data, seed, size
         self.sources = data.parsed()
+        if size != SIZE and (data.sample_prompts or any(source.kind == "corrupted" for source in self.sources)):
+            raise UserError(f"model.size is {size}; expected {SIZE} where the shapes world is trained on or judged "
+                            "(kind: corrupted, data.sample_prompts)")
         back = 0 if data.eval is not None or data.sample_prompts else data.held_out
         self.lines: list[list[Line] | None] = []
         self.kept_back: list[Line] = []
@@ -39,7 +44,11 @@ class Sources:
                     raise UserError(f"{source.path} has {len(lines)} triplets, of which data.held_out = {back} are "
                                     "kept back; expected more. Lower data.held_out, or add triplets")
                 self.kept_back += lines[-back:]
-                lines = lines[:-back]
+                apart = {line.prompt for line in lines[-back:]} if whole_prompts else set()
+                lines = [line for line in lines[:-back] if line.prompt not in apart]
+                if not lines:
+                    raise UserError(f"all of {source.path} has the prompts of its last {back} lines, which are kept "
+                                    "back (data.held_out); expected others too. Lower data.held_out, or add lines")
             self.lines.append(lines)
 
     def triplets(self, start: int = 0) -> Iterator[tuple[int, Triplet]]:

@@ -76,8 +76,8 @@ def measure_fixes(prompts: Sequence[EvaluationPrompt], requests: Sequence[Reques
 class ShuffledReflector:
     """Says of a picture what is wrong with a corrupted scene of another of the prompts. See `Reflector`."""
 
-    def __init__(self, prompts: Sequence[EvaluationPrompt], requests: Sequence[Request],
-                 verifier: SharedVerifier) -> None:
+    def __init__(self, prompts: Sequence[EvaluationPrompt], seed: int, verifier: SharedVerifier) -> None:
+        requests = [Request(p.prompt, derive_seed(seed, f"shuffled {p.prompt}")) for p in prompts]
         flawed = _corrupted(prompts, requests, verifier)
         reflector = ShapesReflector()
         self.words = [(f.prompt.prompt, reflector.reflect(f.prompt.prompt, [f.picture], [f.verdict])[0])

@@ -142,7 +142,8 @@ def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[Eva
         judges[ERRING] = SharedVerifier(FlippingVerifier(exact, settings.flip, settings.seed))
     requests = [_request(settings, p.prompt) for p in prompts]
     reflector, refiner = ShapesReflector(), ShapesRefiner(settings.seed)
-    others = ShuffledReflector(prompts, requests, exact)
+    # Of all the column's prompts, so that there are others where few are worked on.
+    others = ShuffledReflector(choose_prompts(UNIT, [column])[column], settings.seed, exact)
     views = {"both": shared}
     for entrant in entrants:
         if entrant.see not in views:

@@ -74,6 +74,7 @@ def _share(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "interval": wilson(int(sum(values)), len(values)), "count": len(values)}
 
 
+BEST_OF_N = "best of "
 COMPARED = (f"{REFLECTION} {MOST}", f"{REFLECT_DIT} {MOST}")
 AGAINST = (f"best of {MOST}", "best of 64", f"noise + prompt {MOST}", f"{REFLECT_DIT} {MOST}, shuffled words")
 
@@ -84,8 +85,9 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     policies = list(dict.fromkeys(r["policy"] for r in rows))
     for ours in (p for p in policies if _plain(p) in COMPARED):
-        # Those of the same model, and best of n of another one that was trained otherwise.
-        for theirs in (p for p in policies if _plain(p) in AGAINST):
+        # Those of the same model, and best of n of another one, which may be the same but for its training.
+        for theirs in (p for p in policies if _plain(p) in AGAINST and (
+                _model(p) == _model(ours) or _plain(p).startswith(BEST_OF_N))):
             pairs = {(c, p): right[ours, c, p] - right[theirs, c, p] for o, c, p in right
                      if o == ours and c != UNSEEN and (theirs, c, p) in right}
             for where in ("compose", "overall"):
@@ -104,6 +106,10 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _plain(policy: str) -> str:
     return policy.partition(" (")[0]
+
+
+def _model(policy: str) -> str:
+    return policy.partition(" (")[2]
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

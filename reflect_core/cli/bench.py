@@ -42,6 +42,12 @@ def shapes(args: argparse.Namespace) -> int:
     models = _models(args, options)
     entrants = {label: choose_entrants(choice.family, args.policies, choice.policy != "best_of_n")
                 for label, choice in models.items()}
+    if not any(entrants.values()):
+        known = [e.name for choice in models.values() for e in choose_entrants(choice.family)]
+        raise UserError(f"{', '.join(map(repr, args.policies))}: no policy of "
+                        f"{' or '.join(choice.name for choice in models.values())}; expected some of "
+                        f"{', '.join(map(repr, known))}")
+    models = {label: choice for label, choice in models.items() if entrants[label]}
 
     def settings(label: str, defaults: dict[str, Any], fingerprint: str) -> Settings:
         choice = models[label]
@@ -72,6 +78,7 @@ def shapes(args: argparse.Namespace) -> int:
                              always=True)
                 raise
             done.append(asdict(final))
+            del generator  # before the next one is loaded
     return _tell_shapes(args, units, done)
 
 
@@ -84,11 +91,13 @@ def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Mode
     if args.lora is not None:
         raise UserError("--lora goes on top of one model; expected --model too")
     found: dict[str, ModelChoice] = {}
+    if options:
+        raise UserError("--option is of one model; expected --model too")
     for given in args.models or preset_names():
-        label, equals, name = given.partition("=")
-        choice = ModelChoice(name if equals else given, None, args.device, args.dtype, options)
+        label, equals, name = ("", "", given) if Path(given).exists() else given.rpartition("=")
+        choice = ModelChoice(name, None, args.device, args.dtype)
         label = label if equals else LABELS.get(choice.family, choice.family)
-        if not label or label in found:
+        if not label or _folder_name(label) in map(_folder_name, found):
             raise UserError(f"--models: {given} would have the label {label!r} of another one; expected LABEL=FOLDER "
                             "with a label of its own, for example SFT=my-model")
         found[label] = choice
@@ -114,7 +123,9 @@ def _tell_shapes(args: argparse.Namespace, units: list, settings: list[dict[str,
         document = {"settings": settings, "machine": machine(), "versions": versions_here(), **summary}
         _write(Path(args.json_file), dumps(document) + "\n", "--json")
     plot: Path | str = "none, for matplotlib is not installed; once it is, the same command draws it"
-    if find_spec("matplotlib") is not None:
+    if not any(where for policies in summary["curves"].values() for where in policies.values()):
+        plot = "none, for the unseen pairs have no part in it"
+    elif find_spec("matplotlib") is not None:
         plot = write_plot(summary, Path(args.out) / "shapes.png", args.flip)
     print(f"\n{summary['pictures_drawn']:,} pictures drawn in {summary['seconds']:,.0f} s; plot: {plot}")
     return 0

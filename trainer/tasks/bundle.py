@@ -12,6 +12,7 @@ import torch
 from reflect_core.generators.flux_corrector.folder import check_folder, load_components, lora_options, write_folder
 from reflect_core.generators.flux_corrector.lora import ConditionLora
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
+from reflect_core.generators.loading import load_part
 from reflect_core.generators.reflect_dit import folder as sana
 from reflect_core.generators.reflect_dit.checkpoint import load as load_checkpoint
 from reflect_core.generators.reflect_dit.options import ReflectOptions
@@ -73,14 +74,28 @@ def _write_flux(m: BundleModel, folder: Path, settings: dict) -> None:
 
 
 def _write_sana(m: BundleModel, folder: Path, settings: dict) -> None:
-    if (m.checkpoint is None) != (m.vision is None):
-        raise UserError("got only one of model.checkpoint and model.vision; expected both, or neither for plain SANA")
-    parts, trained = sana.load_components(m.base, dtype=torch.bfloat16), read_settings(m.base)[1]
+    """The base with a `reflect` run's result in the place of its transformer: of Reflect-DiT, with its picture encoder,
+    or of plain SANA (`model.sft`)."""
+    parts = sana.load_components(m.base, dtype=torch.bfloat16)
+    defaults, trained = read_settings(m.base)
     if m.checkpoint is not None:
-        parts["transformer"], parts["context"] = load_checkpoint(m.checkpoint, torch.bfloat16)
-        parts[sana.VISION] = sana.load_vision(m.vision, torch.bfloat16)
+        config = read_json(Path(m.checkpoint) / "config.json", "expected the result folder of a reflect run")
         trained = read_settings(m.checkpoint)[1]
+        if bool(config.get("reflection")) != (m.vision is not None):
+            raise UserError(f"model.vision is {m.vision!r}; expected "
+                            + ("the picture encoder of the checkpoint" if m.vision is None else
+                               f"null, for {m.checkpoint} is of plain SANA"))
+        if m.vision is None:
+            place = Path(m.checkpoint)
+            parts["transformer"] = load_part(place.parent, place.name, ["diffusers", "SanaTransformer2DModel"],
+                                             torch.bfloat16)
+        else:
+            parts["transformer"], parts["context"] = load_checkpoint(m.checkpoint, torch.bfloat16)
+            parts[sana.VISION] = sana.load_vision(m.vision, torch.bfloat16)
+    elif m.vision is not None:
+        raise UserError(f"model.vision is {m.vision!r}; expected model.checkpoint too")
     parts["tokenizer"] = Path(m.base) / "tokenizer"
+    settings = {**settings, "defaults": {**defaults, **settings["defaults"]}}
     sana.write_folder(folder, **parts, settings=_with_trained(settings, trained))
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...types import Picture
+from ...types import Picture, UserError
 from ..kept import Kept
 from ..places import Places
 from .options import INSTRUCTION
@@ -88,6 +88,10 @@ class Pictures:
     def __init__(self, image_encoder, tokens: int, keep: int, places: Places) -> None:
         self.image_encoder, self.places = image_encoder, places
         self.side = math.isqrt(tokens)
+        grid = image_encoder.config.image_size // image_encoder.config.patch_size
+        if grid % self.side:
+            raise UserError(f"{tokens} tokens of a picture are {self.side} along a side; expected a divisor of the "
+                            f"picture encoder's {grid}. With the published one: 64, 36 or 16")
         self.kept = Kept(keep)
 
     def tokens(self, picture: Picture) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ...model_files import PICKLES, check_model_folder, read_json
@@ -32,11 +33,12 @@ _CLASSES = {
 }
 
 
-def check_folder(folder: str | Path, checkpoint: str | Path | None = None) -> tuple[dict[str, Any], Path | None]:
+def check_folder(folder: str | Path, checkpoint: str | Path | None = None, vision: str | Path | None = None
+                 ) -> tuple[dict[str, Any], Path | None]:
     """The model index of a SANA folder, and the checkpoint of Reflect-DiT that goes with it, or None.
 
-    `checkpoint`: its folder, where it does not lie in the model's own `transformer/`. Reads no weights. Raises
-    UserError, naming the file.
+    `checkpoint`: its folder, where it does not lie in the model's own `transformer/`; `vision`: the picture encoder's,
+    where it lies with neither. Reads no weights. Raises UserError, naming the file.
     """
     folder = Path(folder)
     config = read_json(folder / "transformer" / "config.json", "expected the config of a SANA transformer")
@@ -53,7 +55,7 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None) -> tu
     place = place.parent if place.is_file() else place
     check_config(read_json(place / "config.json", "expected the one of a Reflect-DiT checkpoint"))
     weight_files(place)
-    if vision_folder(folder, place) is None:
+    if vision is None and vision_folder(folder, place) is None:
         raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
                         "google/siglip-large-patch16-384), which sees the flawed pictures")
     return index, place
@@ -66,6 +68,17 @@ def load_vision(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mo
     read_json(place / name / "config.json", "expected the one of a SigLIP model")
     with quiet():
         return load_part(place, name, ["transformers", "SiglipVisionModel"], dtype)
+
+
+def published_vision_names(file: Path) -> None:
+    """Give SigLIP's tensors the names that every version of transformers reads.
+
+    transformers 5 saves a SiglipVisionModel without the `vision_model.` before its names, which transformers 4 would
+    not find.
+    """
+    tensors = load_file(str(file))
+    named = {k if k.startswith("vision_model.") else f"vision_model.{k}": t for k, t in tensors.items()}
+    save_file(named, str(file), metadata={"format": "pt"})
 
 
 def write_folder(folder: str | Path, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, scheduler: Any,
@@ -86,6 +99,8 @@ def write_folder(folder: str | Path, *, transformer: nn.Module, vae: nn.Module, 
         for name, part in parts.items():
             part.save_pretrained(folder / name)
     if context is not None:
+        published_vision_names(folder / VISION / "model.safetensors")
+    if context is not None:
         write_checkpoint(folder / "transformer", transformer, context)
     shutil.copytree(tokenizer, folder / "tokenizer", ignore=shutil.ignore_patterns(*(f"*{p}" for p in PICKLES)))
     kind = read_json(Path(tokenizer) / "tokenizer_config.json", "").get("tokenizer_class", "PreTrainedTokenizerFast")
@@ -105,10 +120,13 @@ def vision_folder(folder: Path, checkpoint: Path) -> Path | None:
 
 
 def load_components(folder: str | Path, checkpoint: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Every component by its name, models in evaluation mode and frozen; checked before the first weight is read."""
+                    device: str | torch.device = "cpu", vision: str | Path | None = None) -> dict[str, Any]:
+    """Every component by its name, models in evaluation mode and frozen; checked before the first weight is read.
+
+    `checkpoint` and `vision` as in `check_folder`; with `vision` the picture encoder is loaded for plain SANA too.
+    """
     folder = Path(folder)
-    index, place = check_folder(folder, checkpoint)
+    index, place = check_folder(folder, checkpoint, vision)
     parts: dict[str, Any] = {}
     with quiet(), enough_memory():
         for name in _CLASSES:
@@ -116,5 +134,6 @@ def load_components(folder: str | Path, checkpoint: str | Path | None = None, dt
                 parts[name] = load_part(folder, name, index[name], dtype)
         if place is not None:
             parts["transformer"], parts["context"] = load(place, dtype)
-            parts[VISION] = load_vision(vision_folder(folder, place), dtype)
+        if vision is not None or place is not None:
+            parts[VISION] = load_vision(vision if vision is not None else vision_folder(folder, place), dtype)
         return {name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()}

@@ -73,13 +73,16 @@ class ReflectDiT:
 
         Args:
             path: a SANA model in diffusers layout, see `folder.py`.
-            lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer.
+            lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer. The options in its
+                reflect.json go on top of the model's.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
         """
         defaults, settings = read_settings(path)
+        if lora is not None:  # what it was trained with
+            settings |= read_settings(lora if Path(lora).is_dir() else Path(lora).parent)[1]
         settings = changes if options is not None else settings | changes
         known = {f.name for f in fields(ReflectOptions)}
         if unknown := sorted(set(settings) - known):

@@ -89,7 +89,8 @@ class SanaBaseTask:
 
     def _forward(self, x: Tensor, words: Tensor, keep: Tensor, t: Tensor) -> Tensor:
         """Noisy latents (B, C, h, w), text states (B, L, D) and their mask at times t (B,) to velocities."""
-        return reflect_forward(self.transformer, None, x, words, 1000 * t, keep)
+        when = 1000 * self.transformer.config.timestep_scale * t
+        return reflect_forward(self.transformer, None, x, words, when, keep)
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
         n, device = self.config.batch, self.config.device

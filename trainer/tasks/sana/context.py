@@ -1,7 +1,7 @@
 """The forward of reflection tuning: rows of a batch with as many places for pairs each, so that it compiles.
 
-The same as `reflect_forward` of each row alone (tested): a row's tokens stand without gaps from position 0 on, its
-padding takes no part in the context's attention, and its own last token is never attended to.
+Each row comes out as it is drawn alone at inference (tested): its tokens stand without gaps from position 0 on, what
+pads it to the batch's length takes no part in the context's attention, and its own last token is never attended to.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from reflect_core.generators.reflect_dit.transformer import blocks_forward
 
 
 def laid(lengths: Sequence[Sequence[int]], sees: Sequence[str], pairs: int, tokens: int, stride: int
-         ) -> tuple[Tensor, Tensor]:
-    """Where the tokens of each row come from, and which are real: (B, M) indices and (B, M) booleans.
+         ) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the tokens of each row come from (B, M), which take part in the context's attention (B, M), and which are
+    attended to by the picture (B, M).
 
     Args:
         lengths: of each row the tokens of its pairs' feedback, in order.
@@ -27,30 +28,33 @@ def laid(lengths: Sequence[Sequence[int]], sees: Sequence[str], pairs: int, toke
 
     An index counts into: one zero vector, all pictures' tokens, all feedback's.
     """
-    rows, places = len(lengths), max(pairs * (tokens + stride), tokens + DROPPED_TEXT)
+    dropped = tokens + DROPPED_TEXT
+    rows, places = len(lengths), max(pairs * (tokens + stride), dropped)
     index = torch.zeros(rows, places, dtype=torch.long)
-    real = torch.zeros(rows, places, dtype=torch.bool)
-    words = 1 + rows * pairs * tokens
+    words, inside, seen = 1 + rows * pairs * tokens, [], []
     for number, row in enumerate(lengths):
-        if sees[number] == "nothing":
-            real[number, : tokens + DROPPED_TEXT] = True
-            continue
         order = []
-        for k, length in enumerate(row, start=number * pairs):
+        for k, length in enumerate(row if sees[number] != "nothing" else (), start=number * pairs):
             picture, said = 1 + k * tokens, words + k * stride
             order += [0] * tokens if sees[number] == "words" else range(picture, picture + tokens)
             order += [0] * length if sees[number] == "pictures" else range(said, said + length)
-        index[number, : len(order)] = torch.tensor(order)
-        real[number, : len(order)] = True
-    return index, real
+        index[number, : len(order)] = torch.tensor(order, dtype=torch.long)
+        # As it is drawn alone, beside a row of nothing: zeros fill it up to that one's length; its last token is never
+        # attended to where it is the longer of the two.
+        own = len(order) or dropped
+        inside.append(max(own, dropped))
+        seen.append(own - int(bool(order) and own >= dropped))
+    at = torch.arange(places)
+    return index, at < torch.tensor(inside)[:, None], at < torch.tensor(seen)[:, None]
 
 
 def tuned_forward(transformer: nn.Module, context: ContextEncoder, x: Tensor, words: Tensor, keep: Tensor, t: Tensor,
-                  images: Tensor, texts: Tensor, index: Tensor, real: Tensor, rotary_bf16: bool = True) -> Tensor:
+                  images: Tensor, texts: Tensor, index: Tensor, inside: Tensor, seen: Tensor,
+                  rotary_bf16: bool = True) -> Tensor:
     """Noisy latents (B, C, h, w) at time steps t (B,) in 0..1000 to velocities, with pairs in view.
 
-    Args: words (B, L, D) and keep (B, L) of the prompts; images (P, T, V) and texts (P, L, D) of the pairs; index and
-    real (B, M), see `laid`.
+    Args: words (B, L, D) and keep (B, L) of the prompts; images (P, T, V) and texts (P, L, D) of the pairs; index,
+    inside and seen (B, M), see `laid`.
     """
     dtype = transformer.patch_embed.proj.weight.dtype
     modulation, embedded = transformer.time_embed(t, batch_size=len(x), hidden_dtype=dtype)
@@ -58,7 +62,6 @@ def tuned_forward(transformer: nn.Module, context: ContextEncoder, x: Tensor, wo
     images = context.clip_norm(context.clip_projection(images)).flatten(0, 1)
     texts = context.reflection_text_norm(context.reflection_text_projection(texts)).flatten(0, 1)
     tokens = torch.cat([torch.zeros_like(images[:1]), images, texts.to(images)])[index]
-    tokens = context(tokens, modulation, real, rotary_bf16=rotary_bf16)
-    last = real & ~torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], dim=1)
-    return blocks_forward(transformer, x, torch.cat([words, tokens], dim=1), torch.cat([keep, real & ~last], dim=1),
+    tokens = context(tokens, modulation, inside, rotary_bf16=rotary_bf16)
+    return blocks_forward(transformer, x, torch.cat([words, tokens], dim=1), torch.cat([keep, seen], dim=1),
                           modulation, embedded)

@@ -5,15 +5,15 @@ with its feedback, and a good picture; the prompt and the context are each dropp
 with the new parts, or low-rank changes of its attention; the new parts' last gain starts at zero.
 
 What differs from the official code, each a setting with the published value as the default:
-- `keep`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt
+- `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt
   says all that an independent picture shows, so that a small model learns nothing from feedback on others (measured:
   see the README).
 - `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
-- `plain`: rows without any context, as the first picture of a search is drawn. Published: none, so that the first
+- `plain`: steps without any context, as the first picture of a search is drawn. Published: none, so that the first
   picture comes from a model that was never trained on such input.
-And without one: all rows of a batch have as many pairs, where they are to be had; padding is left out of the context's
-attention, and each row's own last token is the one that is never attended to, as when it is drawn alone; feedback has
-no prefix, as at inference; the optimiser is AdamW or Muon with a schedule, and an average of the weights is kept.
+And without one: all rows of a batch have as many pairs, where they are to be had; each row is masked as it is when it
+is drawn alone; feedback has no prefix, as at inference; the optimiser is AdamW or Muon with a schedule, and an average
+of the weights is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from reflect_core.generators.places import Places
 from reflect_core.generators.reflect_dit.checkpoint import write_checkpoint
 from reflect_core.generators.reflect_dit.context import ContextEncoder
 from reflect_core.generators.reflect_dit.encoding import Pictures
-from reflect_core.generators.reflect_dit.folder import load_components, load_vision
+from reflect_core.generators.reflect_dit.folder import load_components
 from reflect_core.generators.reflect_dit.options import ReflectOptions
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
 from reflect_core.generators.reflect_dit.transformer import reflect_forward
@@ -60,11 +60,16 @@ class ReflectTask:
 
     def __init__(self, config: TrainConfig, report: Callable[[str], None] = lambda line: None) -> None:
         self.config, self.report, (self.m, self.d) = config, report, config.sections()
-        sources = Sources(self.d, config.seed, self.m.size)
+        sources = Sources(self.d, config.seed, self.m.size, whole_prompts=True)
         # Read now: what is broken is to be said before the training.
         self.origin = {"base": provenance_of(self.m.base), "vision": provenance_of(self.m.vision),
                        "sources": [provenance_of(s.path) if s.kind == "folder" else s.kind for s in sources.sources]}
-        self._load()
+        if self.m.checkpoint is not None:
+            self.origin["checkpoint"] = provenance_of(self.m.checkpoint)
+        if self.m.weights == "bf16" and config.precision == "fp32":
+            raise UserError("model.weights is 'bf16' and precision 'fp32'; expected bf16 for both, or fp32 for both")
+        base = self._load()
+        self._check_lengths(sources)
         settings = self._bank_settings(sources)
         self.bank = cached_in_parts(Path(config.out), settings, lambda start: self._encoded(sources, start))
         for name in ("prompt", "feedback"):
@@ -72,46 +77,59 @@ class ReflectTask:
         self.rows = torch.cat([(self.bank["source"] == index).nonzero()[:, 0].repeat(source.repeat)
                                for index, source in enumerate(sources.sources)])
         self.others = _others(self.bank["prompt"])
-        self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]), "base": fingerprint(
-            self.base, self.parts["text_encoder"], self.parts["image_encoder"])}
-        del self.base
+        self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]), "base": base}
         self.held_out = sources.held_out()
         self.empty = self._ids([""])[:, : self.bank["prompt"].shape[1]].to(self.bank["prompt"])
         self.forward = torch.compile(tuned_forward, dynamic=False) if config.compile else tuned_forward
         self.plain = torch.compile(reflect_forward, dynamic=False) if config.compile else reflect_forward
 
-    def _load(self) -> None:
+    def _load(self) -> str:
+        """The parts on the device, those that are trained set up for it. Returns the checksum of what they were."""
         m, device = self.m, self.config.device
         dtype = torch.bfloat16 if m.weights == "bf16" else torch.float32
-        self.parts = load_components(m.base, m.checkpoint, dtype)
-        self.parts["image_encoder"] = load_vision(m.vision, dtype)
-        self.parts = {name: part.to(device) if isinstance(part, torch.nn.Module) else part
-                      for name, part in self.parts.items()}
-        self.transformer = self.base = self.parts["transformer"]
+        self.parts = load_components(m.base, m.checkpoint, dtype, device, m.vision)
+        self.transformer, vision = self.parts["transformer"], self.parts["image_encoder"]
         made = self.transformer.config
         if "context" not in self.parts:
             self.parts["context"] = ContextEncoder(
-                made.num_attention_heads * made.attention_head_dim, self.parts["image_encoder"].config.hidden_size,
-                made.caption_channels, made.num_cross_attention_heads, made.cross_attention_head_dim, m.context_layers,
-                made.mlp_ratio)
+                made.num_attention_heads * made.attention_head_dim, vision.config.hidden_size, made.caption_channels,
+                made.num_cross_attention_heads, made.cross_attention_head_dim, m.context_layers, made.mlp_ratio)
+        layers, width = (len(self.parts["context"].reflection_transformer),
+                         self.parts["context"].clip_projection.linear_1.in_features)
+        if layers != m.context_layers:
+            raise UserError(f"model.context_layers is {m.context_layers}; expected {layers}, as in the checkpoint")
+        if width != vision.config.hidden_size:
+            raise UserError(f"{m.vision} is {vision.config.hidden_size} wide; expected {width}: the picture encoder "
+                            "that the checkpoint was trained with")
+        found = fingerprint(self.transformer, self.parts["text_encoder"], vision)
         self.context = self.parts["context"].to(device, torch.float32).requires_grad_(True)
         if m.rank is None:
             self.transformer.requires_grad_(True)
             as_matrices(self.transformer)
         else:
-            add_lora(self.transformer, m.rank)
+            add_lora(self.transformer, m.rank, torch.Generator().manual_seed(self.config.seed))
         options = self.options()
         self.places = Places({"image_encoder": self.parts["image_encoder"]})
         self.pictures = Pictures(self.parts["image_encoder"], options.image_tokens, 1, self.places)
         patch = 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1) * made.patch_size
         if m.size % patch:
             raise UserError(f"model.size is {m.size}; expected a multiple of {patch}, the pixels to one token")
+        return found
+
+    def _check_lengths(self, sources: Sources) -> None:
+        """UserError for the first text of a folder that is too long, before hours of encoding."""
+        for line in itertools.chain.from_iterable(lines for lines in sources.lines if lines is not None):
+            for name in ("prompt", "reflection"):
+                try:
+                    self._ids([getattr(line, name)])
+                except UserError as error:
+                    raise UserError(f"{line.where}: the {name} {error}") from error
 
     def options(self) -> ReflectOptions:
         """Those with which a picture is drawn as it was trained."""
         return ReflectOptions(max_context=self.m.pairs, image_tokens=self.m.image_tokens, prompt_instruction="",
-                              max_sequence_length=self.m.text_length, max_batch=32, picture_cache=4096,
-                              text_cache=4096)
+                              max_sequence_length=self.m.text_length,
+                              max_batch=max(1, at_once(self.m.size, self.m.size) // 2))
 
     def _bank_settings(self, sources: Sources) -> dict:
         """What decides the bank, as JSON."""
@@ -167,7 +185,7 @@ class ReflectTask:
             1, m.pairs + 1, (1,), generator=generator).tolist() for row in last]
         target = last.clone()
         for number, row in enumerate(last.tolist()):
-            if chance[2, number] >= m.keep:
+            if chance[2, number] >= m.mend:
                 group = self.others[row]
                 target[number] = group[int(torch.randint(len(group), (1,), generator=generator))]
         x0 = bank["good"][target].float()
@@ -175,13 +193,14 @@ class ReflectTask:
         t = torch.sigmoid(torch.randn(n, generator=generator) + m.time_mean)
         x = torch.lerp(x0, noise, t[:, None, None, None]).to(device)
         ids = torch.where((chance[0] < m.drop_text)[:, None], self.empty, bank["prompt"][last])
+        when = 1000 * self.transformer.config.timestep_scale * t.to(device)
         plain = m.sft or float(torch.rand((), generator=generator)) < m.plain
         with autocast(self.config):
             words, keep = self._texts(ids)
             if plain:
-                out = self.plain(self.transformer, None, x, words, 1000 * t.to(device), keep)
+                out = self.plain(self.transformer, None, x, words, when, keep)
             else:
-                out = self.forward(self.transformer, self.context, x, words, keep, 1000 * t.to(device),
+                out = self.forward(self.transformer, self.context, x, words, keep, when,
                                    *self._beside(context, self._sees(chance[1].tolist(), chance[3].tolist())))
         return (out.float() - (noise - x0).to(device)).square().mean()
 
@@ -197,16 +216,16 @@ class ReflectTask:
         return ["nothing" if drop < self.m.drop_context else "words" if part < share / 2 else
                 "pictures" if part < share else "both" for drop, part in zip(dropped, partial)]
 
-    def _beside(self, context: list[list[int]], sees: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, index and real."""
+    def _beside(self, context: list[list[int]], sees: list[str]) -> tuple[Tensor, ...]:
+        """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, and what `laid` says."""
         most, device = max(map(len, context)), self.config.device
         rows = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in context]).flatten()
         ids = self.bank["feedback"][rows]
         lengths = (ids != 0).sum(1).view(len(context), most).tolist()
         lengths = [lens[: len(row)] for lens, row in zip(lengths, context)]
-        index, real = laid(lengths, sees, most, self.m.image_tokens, ids.shape[1])
+        places = laid(lengths, sees, most, self.bank["flawed"].shape[1], ids.shape[1])
         texts, _ = self._texts(ids)
-        return self.bank["flawed"][rows].float().to(device), texts, index.to(device), real.to(device)
+        return self.bank["flawed"][rows].float().to(device), texts, *(part.to(device) for part in places)
 
     def generator(self) -> ReflectDiT:
         """Reflect-DiT as users run it, with the weights as they are now."""
@@ -229,13 +248,14 @@ class ReflectTask:
     def sample(self, file: Path, step: int) -> dict[str, float]:
         """Correct what is held out, one pair in view. Rows of the sheet: flawed, corrected, target. `fresh` is of
         pictures without context, `shuffled` with the feedback of other pictures."""
-        judged = self.d.sample_prompts
+        if not self.held_out:
+            return {}
+        judged, figures = self.d.sample_prompts, {}
         triplets = self.held_out[: judged or self.d.grid]
         told = [t.reflection for t in triplets]
-        figures = {}
-        fresh = self.draw(self._requests(triplets, None))
-        drawn = fresh if self.m.sft else self.draw(self._requests(triplets, told))
+        drawn = self.draw(self._requests(triplets, None if self.m.sft else told))
         if judged:
+            fresh = drawn if self.m.sft else self.draw(self._requests(triplets, None))
             figures = {"fresh_rate": correction_figures(triplets, fresh)["fix_rate"]}
             if not self.m.sft:
                 figures |= correction_figures(triplets, drawn)

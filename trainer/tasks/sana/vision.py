@@ -19,6 +19,10 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from reflect_core.generators.reflect_dit.folder import VISION, published_vision_names
+from reflect_core.shapes.scene import SIZE
+from reflect_core.types import UserError
+
 from ...config import TrainConfig
 from ...identity import digest, fingerprint
 from ...pictures import to_tensor
@@ -55,21 +59,24 @@ class SanaVisionTask:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, (self.m, self.d) = config, config.sections()
+        if config.batch % 2:
+            raise UserError(f"batch is {config.batch}; expected an even number: half of it are corrupted twins")
         self.origin = {"text": provenance_of(self.m.text)}
         self.tokenizer, self.text_encoder = load_text(Path(self.m.text))
         self.text_encoder.to(config.device)
         width = self.text_encoder.config.hidden_size
         self.encoder = SiglipVisionModel(SiglipVisionConfig(
             hidden_size=self.m.width, intermediate_size=2 * self.m.width, num_hidden_layers=self.m.layers,
-            num_attention_heads=self.m.heads, image_size=self.m.size, patch_size=self.m.patch))
+            num_attention_heads=self.m.heads, image_size=SIZE, patch_size=self.m.patch))
         place_by_waves(self.encoder)
         self.trained = nn.ModuleDict({
             "image_encoder": self.encoder.train(), "text": nn.Linear(width, self.m.width),
-            "phrase": nn.Linear(width, self.m.width)}).to(config.device)
+            "phrase": nn.Linear(width, self.m.width)})
         # SigLIP's start: a temperature of 10, and so low a bias that most pairs begin as the noes that they are.
         self.trained.register_parameter("logit_scale", nn.Parameter(torch.tensor(10.0).log()))
         self.trained.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)))
         self.trained.register_parameter("place_scale", nn.Parameter(torch.tensor(10.0).log()))
+        self.trained.to(config.device)
         self.phrases = self._last(list(PHRASES))
         self.bank = self._bank(self.d.pictures, config.seed)
         self.held_out = self._bank(256, config.seed + 1)
@@ -126,7 +133,7 @@ class SanaVisionTask:
         """Of 256 held-out scenes: the share whose own caption is the nearest of all, the share that fit it better than
         their twin does, and the shares of the places, with an object and without, that are told."""
         rows = torch.arange(len(self.held_out["good"]))
-        whole, near = self._logits(self.held_out, rows, self._forward)
+        whole, near = (logits.cpu() for logits in self._logits(self.held_out, rows, self._forward))
         right, twin = whole.chunk(2)
         lies = self.held_out["lies"].transpose(0, 1).flatten(0, 1)
         told, there = near.argmax(-1) == lies, lies > 0
@@ -136,6 +143,7 @@ class SanaVisionTask:
 
     def export(self, folder: Path, provenance: dict) -> None:
         """The picture encoder in fp32; what it was matched with is not needed any more."""
-        self.encoder.save_pretrained(folder / "image_encoder")
+        self.encoder.save_pretrained(folder / VISION)
+        published_vision_names(folder / VISION / "model.safetensors")
         forget_places(folder)
         write_provenance(folder, {**provenance, **self.origin})
