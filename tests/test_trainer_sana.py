@@ -277,14 +277,14 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
     for n, lengths in enumerate(rows):
         mine = slice(3 * n, 3 * n + len(lengths))
         mask = (torch.arange(stride) < torch.tensor(lengths)[:, None]).long()
-        # Beside a row of nothing, as guidance has it: the official forward of the two, and what is drawn with.
-        told = tuple(range(len(lengths))) if n < 4 else None
-        pairs = Pairs(images[mine], texts[mine], mask, (None, told), sees[n])
-        one = [n, n]
-        pair = reflect_forward(transformer, context, x[one], words[one], t[one], keep[one].long(), pairs)
-        assert torch.allclose(together[n], pair[1], atol=2e-5), n
-        drawn = prepare(transformer, context, t[n:n + 1], Rows(words[one], keep[one].long()), pairs, [1, 0])
-        assert torch.allclose(together[n], denoise(transformer, drawn, x[one], 0)[1], atol=2e-5), n
+        # As guidance has it, a row with pairs beside one of nothing: the official forward, and what is drawn with.
+        told = (None, tuple(range(len(lengths))))
+        pairs = Pairs(images[mine], texts[mine], mask, told, sees[n].replace("nothing", "both"))
+        which, both = int(sees[n] != "nothing"), [n, n]
+        pair = reflect_forward(transformer, context, x[both], words[both], t[both], keep[both].long(), pairs)
+        assert torch.allclose(together[n], pair[which], atol=2e-5), n
+        drawn = prepare(transformer, context, t[n:n + 1], Rows(words[both], keep[both].long()), pairs, [1, 0])
+        assert torch.allclose(together[n], denoise(transformer, drawn, x[both], 0)[which], atol=2e-5), n
 
 
 @torch.no_grad()
