@@ -264,5 +264,5 @@ def test_word_tokenizer(tmp_path, kind_of_load):
                                                                                                         0)
     ids = clip(text, padding="max_length", max_length=9, truncation=True).input_ids
     assert clip.convert_ids_to_tokens(ids) == ["<|startoftext|>", *expected[:7], "<|endoftext|>"]
-    with pytest.raises(ValueError, match="expected 'clip' or 't5'"):
+    with pytest.raises(ValueError, match="expected one of clip, t5, gemma"):
         write_word_tokenizer(tmp_path, words, "bert")

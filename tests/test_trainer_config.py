@@ -150,8 +150,8 @@ def test_a_model_that_is_cut_short(model, tmp_path, capsys):
 def test_sizes_that_do_not_fit_the_model(model, tmp_path, capsys):
     file = write_config(tmp_path, "corrector", model={"base": str(model), "text_length": 12},
                         data={"sources": [{"kind": "corrupted", "count": 2}]})
-    for key in ("size", "condition_size"):
-        assert f"model.{key} is 60; expected a multiple of 8" in inside(
+    for key, expected in (("size", "64 where the shapes world"), ("condition_size", "a multiple of 8")):
+        assert f"model.{key} is 60; expected {expected}" in inside(
             capsys, "--config", file, "--set", f"model.{key}=60").error
 
 

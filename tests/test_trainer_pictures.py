@@ -174,9 +174,9 @@ def test_start_from_weights_that_are_there(model, pictures, tmp_path, capsys):
 
 
 def test_held_out_triplets(model, pictures, tmp_path):
-    def sources(**data):
+    def sources(size=SIZE, **data):
         data = CorrectorData(**{"sources": [{"kind": "folder", "path": str(pictures)}], "held_out": 2, **data})
-        return Sources(data, 0, SIZE)
+        return Sources(data, 0, size)
 
     def prompts(found):
         return [int(t.prompt.split()[3].rstrip(",")) for t in found]
@@ -191,7 +191,9 @@ def test_held_out_triplets(model, pictures, tmp_path):
     assert (trained(some), prompts(some.held_out())) == ([0, 1], [2, 3])
     apart = sources(eval={"kind": "folder", "path": str(pictures), "count": 1})
     assert (trained(apart), prompts(apart.held_out())) == ([0, 1, 2, 3, 4, 5], [0])
-    shapes = sources(sources=[{"kind": "corrupted", "count": 3}], sample_prompts=2)
+    with pytest.raises(UserError, match="expected 64 where the shapes world"):
+        sources(sources=[{"kind": "corrupted", "count": 3}])
+    shapes = sources(64, sources=[{"kind": "corrupted", "count": 3}], sample_prompts=2)
     held = {t.prompt + t.reflection for t in shapes.held_out()}
     assert len(held) == 2 and not held & {t.prompt + t.reflection for _, t in shapes.triplets()}
     with pytest.raises(UserError, match="has 6 triplets, of which data.held_out = 6 are kept back"):
