@@ -142,8 +142,10 @@ def _work(settings: Settings, entrants: Sequence[Entrant], prompts: Sequence[Eva
         judges[ERRING] = SharedVerifier(FlippingVerifier(exact, settings.flip, settings.seed))
     requests = [_request(settings, p.prompt) for p in prompts]
     reflector, refiner = ShapesReflector(), ShapesRefiner(settings.seed)
-    # Of all the column's prompts, so that there are others where few are worked on.
-    others = ShuffledReflector(choose_prompts(UNIT, [column])[column], settings.seed, exact)
+    others = None
+    if any(entrant.shuffled for entrant in entrants):
+        # Of all the column's prompts, so that there are others where few are worked on.
+        others = ShuffledReflector(choose_prompts(UNIT, [column])[column], settings.seed, exact)
     views = {"both": shared}
     for entrant in entrants:
         if entrant.see not in views:

@@ -5,9 +5,8 @@ with its feedback, and a good picture; the prompt and the context are each dropp
 with the new parts, or low-rank changes of its attention; the new parts' last gain starts at zero.
 
 What differs from the official code, each a setting with the published value as the default:
-- `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt
-  says all that an independent picture shows, so that a small model learns nothing from feedback on others (measured:
-  see the README).
+- `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt of
+  the shapes world says all that such a picture has to show, so that little is left to learn from feedback on others.
 - `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
 - `plain`: steps without any context, as the first picture of a search is drawn. Published: none, so that the first
   picture comes from a model that was never trained on such input.

@@ -3,9 +3,9 @@
 SigLIP's loss: each pair of a picture and a text is a yes or no of its own. Half the pictures of a batch are the
 scenes' corrupted twins, wrong for every caption, so that number, colour and place count and not only what there is.
 
-Reflect-DiT looks at the tokens of the places and not at the pooled vector. SigLIP's have learned what lies where from
-billions of pictures; a caption of one's own of a few thousand words of training does not teach that. So each place is
-matched with the words of the object that lies there too, 'red circle', or with none.
+Reflect-DiT looks at the tokens of the places and not at the pooled vector. SigLIP's know what lies where from billions
+of pictures; captions of twenty thousand scenes do not teach that. So each place is matched too, with the words of the
+object that lies there, 'red circle', or with none.
 """
 
 from __future__ import annotations
