@@ -294,6 +294,17 @@ def test_the_share_of_the_peak_is_what_a_weight_moves_by():
     assert p.grad is None
 
 
+def test_a_parameter_with_a_rate_of_its_own_moves_by_a_multiple():
+    slow, fast = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([2.0]))
+    task = SimpleNamespace(named_parameters=lambda: [("slow", slow), ("fast", fast)], matrices=set,
+                           rates=lambda: {"fast": 5.0})
+    optimizers = Optimizers(config(lr=0.1, weight_decay=0.0), task)
+    slow.grad, fast.grad = torch.tensor([3.0]), torch.tensor([-3.0])
+    optimizers.step(0.4)
+    assert [slow.item(), fast.item()] == pytest.approx([2 - 0.04, 2 + 5 * 0.04])
+    assert set(optimizers.state()) >= {"slow/step", "fast/step"}
+
+
 def test_muon_takes_the_matrices_and_adamw_the_rest():
     adamw, muon = Optimizers(config(optimizer="muon"), Rows(8)).parts
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(1, 3)]

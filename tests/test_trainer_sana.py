@@ -155,6 +155,7 @@ def test_tuning_goes_on_from_a_checkpoint(chain, tmp_path, capsys):
                           ({"image_tokens": 24}, "expected a square number"),
                           ({"weights": "bf16"}, "expected fp32 where all of SANA is trained"),
                           ({"weights": "bf16", "rank": 2}, "expected bf16 for both"),
+                          ({"gain_lr": 0}, "expected a number above 0"),
                           ({"size": 128}, "expected 64 where the shapes world")):
         error = inside(capsys, "--config", write_config(tmp_path / "no", "reflect", **{
             **made, "model": {**made["model"], "checkpoint": start, **changes}})).error
@@ -203,6 +204,17 @@ def test_prompts_that_are_kept_back_are_not_trained_on(chain, tmp_path, capsys):
     error = inside(capsys, "--config", write_config(tmp_path / "x", "reflect", model=made["model"], data={
         "sources": [alone], "held_out": 1})).error
     assert "expected others too" in error
+
+
+def test_the_last_gain_starts_at_zero_and_may_learn_faster(chain, tmp_path, capsys):
+    folder, _ = chain
+    made, gains = tiny_configs(folder)["reflect"], []
+    for times in (1, 5):
+        assert inside(capsys, "--config", write_config(tmp_path / str(times), "reflect", **{
+            **made, "steps": 1, "ema": 0, "model": {**made["model"], "plain": 0.0, "gain_lr": times}})).code == 0
+        weights = load_file(tmp_path / str(times) / "reflect" / "result" / "diffusion_pytorch_model.safetensors")
+        gains.append(weights["reflection_norm.weight"].float().abs())
+    assert gains[0].mean() > 0 and torch.allclose(gains[1], 5 * gains[0], rtol=0.02)
 
 
 def test_the_papers_control_is_a_model_of_plain_sana(chain, tmp_path, capsys):

@@ -12,15 +12,21 @@ from .interrupt import held
 
 
 class Optimizers:
-    """One or two torch optimisers behind one face."""
+    """One or two torch optimisers behind one face. A task may have `rates()`: multiples of the learning rate of AdamW
+    by the names of their parameters."""
 
     def __init__(self, config: TrainConfig, task) -> None:
         self.named = {n: p for n, p in task.named_parameters() if p.requires_grad}
         muon = task.matrices() if config.optimizer == "muon" else set()
-        rest = [p for n, p in self.named.items() if n not in muon]
+        rates = task.rates() if hasattr(task, "rates") else {}
+        rest: dict[float, list[nn.Parameter]] = {}
+        for name, p in self.named.items():
+            if name not in muon:
+                rest.setdefault(rates.get(name, 1.0), []).append(p)
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=tuple(config.betas),
+            groups = [{"params": parameters, "times": times} for times, parameters in rest.items()]
+            self.parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas),
                                                 weight_decay=config.weight_decay))
         if muon:
             if not hasattr(torch.optim, "Muon"):
@@ -35,7 +41,7 @@ class Optimizers:
         """One step at this share of the peak learning rate; gradients are cleared."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = self.peak * share
+                group["lr"] = self.peak * share * group.get("times", 1.0)
             part.step()
             part.zero_grad(set_to_none=True)
 

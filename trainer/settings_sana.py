@@ -163,6 +163,10 @@ class ReflectModel:
     """Share of the steps without any context. 0: published."""
     partial: float = 0.0
     """Share of the rows that see their pairs' words alone or pictures alone, half of it each. 0: published."""
+    gain_lr: float = 1.0
+    """Learning rate of the new parts' last gain, as a multiple of `lr`. 1: published. A gain that starts at zero grows
+    by one learning rate a step at most, and until it is about that of the prompt's tokens the context is hardly heard:
+    all of a short training."""
     drop_text: float = 0.1
     drop_context: float = 0.3
     time_mean: float = 0.0
@@ -174,6 +178,8 @@ class ReflectModel:
         at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
                  "sample_steps")
         share(self, "mend", "plain", "partial", "drop_text", "drop_context")
+        if not 0 < self.gain_lr < math.inf:
+            raise UserError(f"model.gain_lr is {self.gain_lr}; expected a number above 0, 1 as published")
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
             raise UserError(f"model.image_tokens is {self.image_tokens}; expected a square number, 64 as published")
         if self.weights not in ("fp32", "bf16"):

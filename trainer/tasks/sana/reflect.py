@@ -8,6 +8,7 @@ What differs from the official code, each a setting with the published value as 
 - `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt of
   the shapes world says all that such a picture has to show, so that little is left to learn from feedback on others.
 - `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
+- `gain_lr`: the last gain learns faster. Published: as all else.
 - `plain`: steps without any context, as the first picture of a search is drawn. Published: none, so that the first
   picture comes from a model that was never trained on such input.
 And without one: all rows of a batch have as many pairs, where they are to be had; each row is masked as it is when it
@@ -171,6 +172,10 @@ class ReflectTask:
     def matrices(self) -> set[str]:
         return {n for n, p in self.named_parameters() if p.ndim == 2 and not n.endswith("scale_shift_table")
                 and ("transformer_blocks" in n or "reflection_transformer" in n)}
+
+    def rates(self) -> dict[str, float]:
+        """Multiples of the learning rate, by parameter."""
+        return {"context.reflection_norm.weight": self.m.gain_lr}
 
     def _texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
