@@ -18,7 +18,8 @@ from reflect_core.presets.load import load_generator
 from reflect_core.shapes.scene import BACKGROUND
 from reflect_core.types import Pair, Request
 from trainer.config import load_config
-from trainer.tasks.sana.context import laid, tuned_forward
+from trainer.tasks.sana.context import guided_forward, laid, tuned_forward
+from trainer.tasks.sana.guide import own_places
 from trainer.tasks.sana.lora import add_lora, merge_lora
 from trainer.tasks.sana.parts import as_convolutions, as_matrices, build_transformer
 from trainer.tasks.sana.reflect import ReflectTask
@@ -155,6 +156,8 @@ def test_tuning_goes_on_from_a_checkpoint(chain, tmp_path, capsys):
                           ({"image_tokens": 24}, "expected a square number"),
                           ({"weights": "bf16"}, "expected fp32 where all of SANA is trained"),
                           ({"weights": "bf16", "rank": 2}, "expected bf16 for both"),
+                          ({"guide": -1}, "expected a number from 0 on"),
+                          ({"guide_steps": 0}, "expected at least 1"),
                           ({"gain_lr": 0}, "expected a number above 0"),
                           ({"size": 128}, "expected 64 where the shapes world")):
         error = inside(capsys, "--config", write_config(tmp_path / "no", "reflect", **{
@@ -297,6 +300,28 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
         assert torch.allclose(together[n], pair[which], atol=2e-5), n
         drawn = prepare(transformer, context, t[n:n + 1], Rows(words[both], keep[both].long()), pairs, [1, 0])
         assert torch.allclose(together[n], denoise(transformer, drawn, x[both], 0)[which], atol=2e-5), n
+
+
+def test_guided_attention_draws_each_place_to_its_own_and_is_the_same_forward(parts):
+    """Keys are the prompt's 7, then row by row the pairs' pictures of 2 x 2 and feedback: known by hand here."""
+    lengths = [[5, 2], [3]]
+    at = own_places(lengths, 7, 4, 8, 8)
+    assert at[0].view(8, 8)[0].tolist() == [7 + 4 + 5] * 4 + [7 + 4 + 5 + 1] * 4
+    assert at[1].view(8, 8)[:, 0].tolist() == [7] * 4 + [7 + 2] * 4
+    transformer, context = (copy.deepcopy(part) for part in parts)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 500.0])
+    given = (x, torch.randn(2, 7, 32), torch.arange(7) < torch.tensor([[7], [2]]), t, torch.randn(4, 4, 12),
+             torch.randn(4, 6, 32), *laid(lengths, ["both", "both"], 2, 4, 6))
+    out, near = guided_forward(at, transformer, context, *given)
+    assert torch.allclose(out, tuned_forward(transformer, context, *given), atol=2e-5)
+    assert not any(hasattr(block.attn2.processor, "near") for block in transformer.transformer_blocks)
+    optimizer = torch.optim.Adam([*transformer.parameters(), *context.parameters()], 0.01)
+    for _ in range(40):
+        _, looked = guided_forward(at, transformer, context, *given)
+        optimizer.zero_grad()
+        (-looked.mean()).backward()
+        optimizer.step()
+    assert looked.mean() > near.mean() + 1 and looked.max() <= 0
 
 
 @torch.no_grad()

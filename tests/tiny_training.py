@@ -53,7 +53,8 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
         "reflect": {**_RUN, "seed": 16, "optimizer": "muon", "data": {"sample_prompts": 2, "sources": [
             {"kind": "corrupted", "count": 16, "tries": 4}]}, "model": {
                 "base": str(folder / "sana_base" / "result"), "vision": str(folder / "sana_vision" / "result"),
-                "text_length": 48, "mend": 0.5, "plain": 0.2, "partial": 0.4, "sample_steps": 2}},
+                "text_length": 48, "mend": 0.5, "plain": 0.2, "partial": 0.4, "guide": 0.5,
+                "guide_steps": 3, "sample_steps": 2}},
         "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
                    # The tests run in trees with changes too.
                    "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},

@@ -163,6 +163,12 @@ class ReflectModel:
     """Share of the steps without any context. 0: published."""
     partial: float = 0.0
     """Share of the rows that see their pairs' words alone or pictures alone, half of it each. 0: published."""
+    guide: float = 0.0
+    """Weight, at the first step, of a loss that draws each place of the picture towards its own in the last flawed one:
+    where a short training would not find out by itself where to look. Takes memory for attention written out. 0:
+    published."""
+    guide_steps: int = 300
+    """Steps over which that weight falls to zero."""
     gain_lr: float = 1.0
     """Learning rate of the new parts' last gain, as a multiple of `lr`. 1: published. A gain that starts at zero grows
     by one learning rate a step at most, and until it is about that of the prompt's tokens the context is hardly heard:
@@ -176,8 +182,10 @@ class ReflectModel:
 
     def __post_init__(self) -> None:
         at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
-                 "sample_steps")
+                 "guide_steps", "sample_steps")
         share(self, "mend", "plain", "partial", "drop_text", "drop_context")
+        if not 0 <= self.guide < math.inf:
+            raise UserError(f"model.guide is {self.guide}; expected a number from 0 on, 0 as published")
         if not 0 < self.gain_lr < math.inf:
             raise UserError(f"model.gain_lr is {self.gain_lr}; expected a number above 0, 1 as published")
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:

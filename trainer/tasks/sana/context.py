@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from reflect_core.generators.reflect_dit.context import DROPPED_TEXT, ContextEncoder
 from reflect_core.generators.reflect_dit.transformer import blocks_forward
 
+from .guide import guided
+
 
 def laid(lengths: Sequence[Sequence[int]], sees: Sequence[str], pairs: int, tokens: int, stride: int
          ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,12 +58,30 @@ def tuned_forward(transformer: nn.Module, context: ContextEncoder, x: Tensor, wo
     Args: words (B, L, D) and keep (B, L) of the prompts; images (P, T, V) and texts (P, L, D) of the pairs; index,
     inside and seen (B, M), see `laid`.
     """
+    return blocks_forward(transformer, x, *_joined(transformer, context, words, keep, t, images, texts, index, inside,
+                                                   seen, rotary_bf16))
+
+
+def guided_forward(at: Tensor, transformer: nn.Module, context: ContextEncoder, x: Tensor, words: Tensor, keep: Tensor,
+                   t: Tensor, images: Tensor, texts: Tensor, index: Tensor, inside: Tensor, seen: Tensor
+                   ) -> tuple[Tensor, Tensor]:
+    """The same, and for each row (B,) the mean log share of attention on the keys `at` (B, N), see `guide.py`."""
+    joined = _joined(transformer, context, words, keep, t, images, texts, index, inside, seen)
+    with guided(transformer, at) as near:
+        velocity = blocks_forward(transformer, x, *joined)
+    return velocity, torch.stack(near).mean(dim=0)
+
+
+def _joined(transformer: nn.Module, context: ContextEncoder, words: Tensor, keep: Tensor, t: Tensor, images: Tensor,
+            texts: Tensor, index: Tensor, inside: Tensor, seen: Tensor, rotary_bf16: bool = True
+            ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `blocks_forward` takes beside the latents: prompt and context in one, what is attended to of it, the time
+    step's modulation and embedding."""
     dtype = transformer.patch_embed.proj.weight.dtype
-    modulation, embedded = transformer.time_embed(t, batch_size=len(x), hidden_dtype=dtype)
+    modulation, embedded = transformer.time_embed(t, batch_size=len(words), hidden_dtype=dtype)
     words = transformer.caption_norm(transformer.caption_projection(words))
     images = context.clip_norm(context.clip_projection(images)).flatten(0, 1)
     texts = context.reflection_text_norm(context.reflection_text_projection(texts)).flatten(0, 1)
     tokens = torch.cat([torch.zeros_like(images[:1]), images, texts.to(images)])[index]
     tokens = context(tokens, modulation, inside, rotary_bf16=rotary_bf16)
-    return blocks_forward(transformer, x, torch.cat([words, tokens], dim=1), torch.cat([keep, seen], dim=1),
-                          modulation, embedded)
+    return torch.cat([words, tokens], dim=1), torch.cat([keep, seen], dim=1), modulation, embedded

@@ -8,6 +8,7 @@ What differs from the official code, each a setting with the published value as 
 - `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt of
   the shapes world says all that such a picture has to show, so that little is left to learn from feedback on others.
 - `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
+- `guide`: at the start, a loss on where the picture looks. Published: none.
 - `gain_lr`: the last gain learns faster. Published: as all else.
 - `plain`: steps without any context, as the first picture of a search is drawn. Published: none, so that the first
   picture comes from a model that was never trained on such input.
@@ -49,7 +50,8 @@ from ...sources import Sources
 from ...triplets import Triplet
 from ..common import autocast, forget_places, provenance_of, write_provenance
 from .base import encode_latents, trimmed
-from .context import laid, tuned_forward
+from .context import guided_forward, laid, tuned_forward
+from .guide import own_places
 from .lora import add_lora, merge_lora
 from .parts import as_convolutions, as_matrices
 from .text import states, text_ids
@@ -81,6 +83,7 @@ class ReflectTask:
         self.held_out = sources.held_out()
         self.empty = self._ids([""])[:, : self.bank["prompt"].shape[1]].to(self.bank["prompt"])
         self.forward = torch.compile(tuned_forward, dynamic=False) if config.compile else tuned_forward
+        self.guided = torch.compile(guided_forward, dynamic=False) if config.compile else guided_forward
         self.plain = torch.compile(reflect_forward, dynamic=False) if config.compile else reflect_forward
 
     def _load(self) -> str:
@@ -199,14 +202,24 @@ class ReflectTask:
         ids = torch.where((chance[0] < m.drop_text)[:, None], self.empty, bank["prompt"][last])
         when = 1000 * self.transformer.config.timestep_scale * t.to(device)
         plain = m.sft or float(torch.rand((), generator=generator)) < m.plain
+        guide, pull = m.guide * max(0.0, 1 - step / m.guide_steps), 0.0
         with autocast(self.config):
             words, keep = self._texts(ids)
             if plain:
                 out = self.plain(self.transformer, None, x, words, when, keep)
             else:
-                out = self.forward(self.transformer, self.context, x, words, keep, when,
-                                   *self._beside(context, self._sees(chance[1].tolist(), chance[3].tolist())))
-        return (out.float() - (noise - x0).to(device)).square().mean()
+                sees, lengths = self._sees(chance[1].tolist(), chance[3].tolist()), self._lengths(context)
+                given = (self.transformer, self.context, x, words, keep, when, *self._beside(context, lengths, sees))
+                if guide:
+                    patch = self.transformer.config.patch_size
+                    at = own_places(lengths, keep.shape[1], bank["flawed"].shape[1], *(s // patch for s in x.shape[2:]))
+                    out, near = self.guided(at.to(device), *given)
+                    # Only rows that see the very picture that is mended.
+                    on = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
+                    pull = guide * (near * on.to(device)).sum() / max(1, int(on.sum()))
+                else:
+                    out = self.forward(*given)
+        return (out.float() - (noise - x0).to(device)).square().mean() - pull
 
     def _pairs(self, last: int, pairs: int, generator: torch.Generator) -> list[int]:
         """Rows of the bank with the same prompt, up to `pairs` in random order, `last` behind the others."""
@@ -220,13 +233,15 @@ class ReflectTask:
         return ["nothing" if drop < self.m.drop_context else "words" if part < share / 2 else
                 "pictures" if part < share else "both" for drop, part in zip(dropped, partial)]
 
-    def _beside(self, context: list[list[int]], sees: list[str]) -> tuple[Tensor, ...]:
+    def _lengths(self, context: list[list[int]]) -> list[list[int]]:
+        """Tokens of each pair's feedback."""
+        return [(self.bank["feedback"][row] != 0).sum(dim=1).tolist() for row in context]
+
+    def _beside(self, context: list[list[int]], lengths: list[list[int]], sees: list[str]) -> tuple[Tensor, ...]:
         """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, and what `laid` says."""
         most, device = max(map(len, context)), self.config.device
         rows = torch.tensor([[*row, *[row[-1]] * (most - len(row))] for row in context]).flatten()
         ids = self.bank["feedback"][rows]
-        lengths = (ids != 0).sum(1).view(len(context), most).tolist()
-        lengths = [lens[: len(row)] for lens, row in zip(lengths, context)]
         places = laid(lengths, sees, most, self.bank["flawed"].shape[1], ids.shape[1])
         texts, _ = self._texts(ids)
         return self.bank["flawed"][rows].float().to(device), texts, *(part.to(device) for part in places)
