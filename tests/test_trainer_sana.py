@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from trainer.tasks.sana.context import guided_forward, laid, tuned_forward
 from trainer.tasks.sana.guide import own_places
 from trainer.tasks.sana.lora import add_lora, merge_lora
 from trainer.tasks.sana.parts import as_convolutions, as_matrices, build_transformer
-from trainer.tasks.sana.reflect import ReflectTask
+from trainer.tasks.sana.reflect import ReflectTask, differing
 from trainer.tasks.sana.text import before
 from trainer.tasks.sana.vae import load_autoencoder
 
@@ -156,6 +157,7 @@ def test_tuning_goes_on_from_a_checkpoint(chain, tmp_path, capsys):
                           ({"image_tokens": 24}, "expected a square number"),
                           ({"weights": "bf16"}, "expected fp32 where all of SANA is trained"),
                           ({"weights": "bf16", "rank": 2}, "expected bf16 for both"),
+                          ({"edit_weight": 0.5}, "expected a number from 1 on"),
                           ({"guide": -1}, "expected a number from 0 on"),
                           ({"guide_steps": 0}, "expected at least 1"),
                           ({"gain_lr": 0}, "expected a number above 0"),
@@ -300,6 +302,14 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
         assert torch.allclose(together[n], pair[which], atol=2e-5), n
         drawn = prepare(transformer, context, t[n:n + 1], Rows(words[both], keep[both].long()), pairs, [1, 0])
         assert torch.allclose(together[n], denoise(transformer, drawn, x[both], 0)[which], atol=2e-5), n
+
+
+def test_where_two_pictures_differ():
+    flawed = np.full((2, 16, 16, 3), 100, np.uint8)
+    good = flawed.copy()
+    good[0, 5, 9, 1], good[1, 0, 0], good[1, 15, 4] = 140, 120, 60
+    assert differing(flawed, good, 4, 2).tolist() == [[[0, 0], [0, 1], [0, 0], [0, 0]],
+                                                      [[0, 0], [0, 0], [0, 0], [1, 0]]]
 
 
 def test_guided_attention_draws_each_place_to_its_own_and_is_the_same_forward(parts):

@@ -53,7 +53,7 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
         "reflect": {**_RUN, "seed": 16, "optimizer": "muon", "data": {"sample_prompts": 2, "sources": [
             {"kind": "corrupted", "count": 16, "tries": 4}]}, "model": {
                 "base": str(folder / "sana_base" / "result"), "vision": str(folder / "sana_vision" / "result"),
-                "text_length": 48, "mend": 0.5, "plain": 0.2, "partial": 0.4, "guide": 0.5,
+                "text_length": 48, "mend": 0.5, "plain": 0.2, "partial": 0.4, "guide": 0.5, "edit_weight": 3,
                 "guide_steps": 3, "sample_steps": 2}},
         "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
                    # The tests run in trees with changes too.

@@ -159,6 +159,9 @@ class ReflectModel:
     mend: float = 0.0
     """Share of the rows whose good picture is the last flawed one, mended; that of the others is one of the prompt's
     good pictures at random. 0: published."""
+    edit_weight: float = 1.0
+    """How many times as much the error counts at the places where a mended picture differs from the flawed one:
+    few, and all there is to learn of the feedback. 1: published."""
     plain: float = 0.0
     """Share of the steps without any context. 0: published."""
     partial: float = 0.0
@@ -184,6 +187,8 @@ class ReflectModel:
         at_least(self, "model.", 1, "text_length", "image_tokens", "context_layers", "pairs", "size", "rank",
                  "guide_steps", "sample_steps")
         share(self, "mend", "plain", "partial", "drop_text", "drop_context")
+        if not 1 <= self.edit_weight < math.inf:
+            raise UserError(f"model.edit_weight is {self.edit_weight}; expected a number from 1 on, 1 as published")
         if not 0 <= self.guide < math.inf:
             raise UserError(f"model.guide is {self.guide}; expected a number from 0 on, 0 as published")
         if not 0 < self.gain_lr < math.inf:

@@ -8,6 +8,7 @@ What differs from the official code, each a setting with the published value as 
 - `mend`: the good picture is the last flawed one, mended. Published: an independent picture that is right. A prompt of
   the shapes world says all that such a picture has to show, so that little is left to learn from feedback on others.
 - `partial`: rows that see words or pictures alone, for the option `see`. Published: none.
+- `edit_weight`: the error counts more where a mended picture differs from the flawed one. Published: everywhere alike.
 - `guide`: at the start, a loss on where the picture looks. Published: none.
 - `gain_lr`: the last gain learns faster. Published: as all else.
 - `plain`: steps without any context, as the first picture of a search is drawn. Published: none, so that the first
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -55,6 +57,9 @@ from .guide import own_places
 from .lora import add_lora, merge_lora
 from .parts import as_convolutions, as_matrices
 from .text import states, text_ids
+
+DIFFERS = 32
+"""Of 255: pictures that are apart by less are alike there."""
 
 
 class ReflectTask:
@@ -139,7 +144,7 @@ class ReflectTask:
         probe = sources.probe()
         texts = [self._ids([getattr(t, name) for t in probe]) for name in ("prompt", "reflection")]
         return {"sources": sources.identity(), "size": self.m.size, "length": self.m.text_length,
-                "tokens": self.m.image_tokens, "vae": of_autoencoder(self.parts["vae"]),
+                "tokens": self.m.image_tokens, "edits": DIFFERS, "vae": of_autoencoder(self.parts["vae"]),
                 "vision": fingerprint(self.parts["image_encoder"]), "precision": self.config.precision,
                 "texts": of_texts(texts, self.parts["tokenizer"]),
                 "probe": digest(*(part for t in probe for part in (t.prompt, t.reflection, t.flawed, t.good)))}
@@ -150,7 +155,8 @@ class ReflectTask:
     @torch.no_grad()
     def _encoded(self, sources: Sources, start: int) -> Iterator[dict[str, Tensor]]:
         """Of the triplets from the `start`-th on: the flawed picture's tokens (T, N, V), the good one's latents
-        (T, C, h, w), the ids of prompt and feedback (T, L), and which source (T,) each is of."""
+        (T, C, h, w), at which of these the two pictures differ (T, h, w), the ids of prompt and feedback (T, L), and
+        which source (T,) each is of."""
         triplets, done, told = sources.triplets(start), start, time.monotonic()
         while chunk := list(itertools.islice(triplets, 8 * at_once(self.m.size, self.m.size))):
             found = [triplet for _, triplet in chunk]
@@ -158,7 +164,9 @@ class ReflectTask:
                 flawed = [self.pictures.pooled([Image.fromarray(t.flawed) for t in found[k:k + 64]])
                           for k in range(0, len(found), 64)]
                 good = encode_latents(self.parts["vae"], np.stack([t.good for t in found]))
-            yield {"flawed": torch.cat(flawed).half().contiguous(), "good": good.half().contiguous(),
+            edit = differing(*(np.stack([getattr(t, side) for t in found]) for side in ("flawed", "good")),
+                             *good.shape[2:])
+            yield {"flawed": torch.cat(flawed).half().contiguous(), "good": good.half().contiguous(), "edit": edit,
                    "prompt": self._ids([t.prompt for t in found]).int(),
                    "feedback": self._ids([t.reflection for t in found]).int(),
                    "source": torch.tensor([index for index, _ in chunk], dtype=torch.int32)}
@@ -202,24 +210,27 @@ class ReflectTask:
         ids = torch.where((chance[0] < m.drop_text)[:, None], self.empty, bank["prompt"][last])
         when = 1000 * self.transformer.config.timestep_scale * t.to(device)
         plain = m.sft or float(torch.rand((), generator=generator)) < m.plain
-        guide, pull = m.guide * max(0.0, 1 - step / m.guide_steps), 0.0
+        guide, pull, mends = m.guide * max(0.0, 1 - step / m.guide_steps), 0.0, torch.zeros(n, dtype=torch.bool)
         with autocast(self.config):
             words, keep = self._texts(ids)
             if plain:
                 out = self.plain(self.transformer, None, x, words, when, keep)
             else:
                 sees, lengths = self._sees(chance[1].tolist(), chance[3].tolist()), self._lengths(context)
+                # Rows that see the very picture that is mended.
+                mends = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
                 given = (self.transformer, self.context, x, words, keep, when, *self._beside(context, lengths, sees))
                 if guide:
                     patch = self.transformer.config.patch_size
                     at = own_places(lengths, keep.shape[1], bank["flawed"].shape[1], *(s // patch for s in x.shape[2:]))
                     out, near = self.guided(at.to(device), *given)
-                    # Only rows that see the very picture that is mended.
-                    on = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
-                    pull = guide * (near * on.to(device)).sum() / max(1, int(on.sum()))
+                    pull = guide * (near * mends.to(device)).sum() / max(1, int(mends.sum()))
                 else:
                     out = self.forward(*given)
-        return (out.float() - (noise - x0).to(device)).square().mean() - pull
+        error = (out.float() - (noise - x0).to(device)).square()
+        edited = bank["edit"][last].bool() & mends[:, None, None]
+        weight = torch.where(edited, m.edit_weight, 1.0).to(device)[:, None]
+        return (weight * error).mean() / weight.mean() - pull
 
     def _pairs(self, last: int, pairs: int, generator: torch.Generator) -> list[int]:
         """Rows of the bank with the same prompt, up to `pairs` in random order, `last` behind the others."""
@@ -302,6 +313,12 @@ class ReflectTask:
         (folder / "reflect.json").write_text(json.dumps({"options": self.trained_options()}, indent=2) + "\n")
         forget_places(folder)
         write_provenance(folder, {**provenance, **self.origin})
+
+
+def differing(flawed: np.ndarray, good: np.ndarray, height: int, width: int) -> Tensor:
+    """At which of height x width places pictures (T, H, W, 3) differ by more than `DIFFERS`: (T, height, width)."""
+    apart = np.abs(flawed.astype(np.int16) - good).max(axis=-1)
+    return (F.adaptive_max_pool2d(torch.from_numpy(apart)[:, None].float(), (height, width))[:, 0] > DIFFERS).byte()
 
 
 def _others(prompts: Tensor) -> list[list[int]]:
