@@ -196,41 +196,43 @@ class ReflectTask:
         n, m, bank, device = self.config.batch, self.m, self.bank, self.config.device
         last = self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
         chance = torch.rand(4, n, generator=generator)
-        context = [self._pairs(int(row), pairs, generator) for pairs in torch.randint(
-            1, m.pairs + 1, (1,), generator=generator).tolist() for row in last]
-        target = last.clone()
-        for number, row in enumerate(last.tolist()):
-            if chance[2, number] >= m.mend:
-                group = self.others[row]
-                target[number] = group[int(torch.randint(len(group), (1,), generator=generator))]
+        pairs = int(torch.randint(1, m.pairs + 1, (1,), generator=generator))
+        context = [self._pairs(int(row), pairs, generator) for row in last]
+        target = self._targets(last, chance[2], generator)
         x0 = bank["good"][target].float()
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.sigmoid(torch.randn(n, generator=generator) + m.time_mean)
         x = torch.lerp(x0, noise, t[:, None, None, None]).to(device)
         ids = torch.where((chance[0] < m.drop_text)[:, None], self.empty, bank["prompt"][last])
         when = 1000 * self.transformer.config.timestep_scale * t.to(device)
-        plain = m.sft or float(torch.rand((), generator=generator)) < m.plain
-        guide, pull, mends = m.guide * max(0.0, 1 - step / m.guide_steps), 0.0, torch.zeros(n, dtype=torch.bool)
+        velocity = (noise - x0).to(device)
         with autocast(self.config):
             words, keep = self._texts(ids)
-            if plain:
+            if m.sft or float(torch.rand((), generator=generator)) < m.plain:
                 out = self.plain(self.transformer, None, x, words, when, keep)
+                return (out.float() - velocity).square().mean()
+            sees, lengths = self._sees(chance[1].tolist(), chance[3].tolist()), self._lengths(context)
+            # Rows that see the very picture that is mended.
+            mends = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
+            given = (self.transformer, self.context, x, words, keep, when, *self._beside(context, lengths, sees))
+            if guide := m.guide * max(0.0, 1 - step / m.guide_steps):
+                patch = self.transformer.config.patch_size
+                at = own_places(lengths, keep.shape[1], bank["flawed"].shape[1], *(s // patch for s in x.shape[2:]))
+                out, near = self.guided(at.to(device), *given)
+                pull = guide * (near * mends.to(device)).sum() / max(1, int(mends.sum()))
             else:
-                sees, lengths = self._sees(chance[1].tolist(), chance[3].tolist()), self._lengths(context)
-                # Rows that see the very picture that is mended.
-                mends = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
-                given = (self.transformer, self.context, x, words, keep, when, *self._beside(context, lengths, sees))
-                if guide:
-                    patch = self.transformer.config.patch_size
-                    at = own_places(lengths, keep.shape[1], bank["flawed"].shape[1], *(s // patch for s in x.shape[2:]))
-                    out, near = self.guided(at.to(device), *given)
-                    pull = guide * (near * mends.to(device)).sum() / max(1, int(mends.sum()))
-                else:
-                    out = self.forward(*given)
-        error = (out.float() - (noise - x0).to(device)).square()
-        edited = bank["edit"][last].bool() & mends[:, None, None]
-        weight = torch.where(edited, m.edit_weight, 1.0).to(device)[:, None]
-        return (weight * error).mean() / weight.mean() - pull
+                out, pull = self.forward(*given), 0.0
+        weight = torch.where(bank["edit"][last].bool() & mends[:, None, None], m.edit_weight, 1.0).to(device)[:, None]
+        return (weight * (out.float() - velocity).square()).mean() / weight.mean() - pull
+
+    def _targets(self, last: Tensor, chance: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the bank whose good pictures are drawn: of `last` itself, or of any row with its prompt."""
+        target = last.clone()
+        for number, row in enumerate(last.tolist()):
+            if chance[number] >= self.m.mend:
+                group = self.others[row]
+                target[number] = group[int(torch.randint(len(group), (1,), generator=generator))]
+        return target
 
     def _pairs(self, last: int, pairs: int, generator: torch.Generator) -> list[int]:
         """Rows of the bank with the same prompt, up to `pairs` in random order, `last` behind the others."""
