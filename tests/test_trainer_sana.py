@@ -1,6 +1,7 @@
 """The SANA family's tasks, as the README uses them: from rendered scenes to a Reflect-DiT folder that draws."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -304,6 +305,36 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
         assert torch.allclose(together[n], denoise(transformer, drawn, x[both], 0)[which], atol=2e-5), n
 
 
+def test_the_loss_counts_what_is_mended_and_where_the_picture_looks(chain, tmp_path):
+    """With a model that predicts nothing and looks at its own places with a log share of -2."""
+    folder, _ = chain
+    made = tiny_configs(folder)["reflect"]
+    task = ReflectTask(load_config(write_config(tmp_path, "reflect", **{**made, "model": {
+        **made["model"], "mend": 1.0, "plain": 0.0, "partial": 0.0, "drop_context": 0.0, "guide": 0.0}})))
+    task.forward = lambda transformer, context, x, *rest: torch.zeros_like(x)
+    task.guided = lambda at, transformer, context, x, *rest: (torch.zeros_like(x), torch.full((len(x),), -2.0))
+    given = task.m
+
+    def loss(step=0, **changes):
+        task.m = dataclasses.replace(given, **changes)
+        return float(task.loss(step, torch.Generator().manual_seed(3)).detach())
+
+    edits = task.bank["edit"]
+    assert 0 < edits.float().mean() < 0.5
+    halves = torch.zeros_like(edits)
+    halves[:, :, ::2] = 1
+    task.bank["edit"] = halves
+    here = loss(edit_weight=1e6)
+    task.bank["edit"] = 1 - halves
+    there = loss(edit_weight=1e6)
+    assert abs(here - there) > 1e-3 and loss(edit_weight=1) == pytest.approx((here + there) / 2, rel=1e-4)
+    assert loss(edit_weight=1e6, drop_context=1.0) == pytest.approx(loss(edit_weight=1))
+    assert loss(edit_weight=1e6, sft=True) != pytest.approx(there)
+    free = loss(edit_weight=1)
+    assert [loss(step, edit_weight=1, guide=0.5, guide_steps=4) - free for step in (0, 1, 4)] == pytest.approx(
+        [1.0, 0.75, 0.0], abs=1e-4)
+
+
 def test_where_two_pictures_differ():
     flawed = np.full((2, 16, 16, 3), 100, np.uint8)
     good = flawed.copy()
@@ -312,7 +343,8 @@ def test_where_two_pictures_differ():
                                                       [[0, 0], [0, 0], [0, 0], [1, 0]]]
 
 
-def test_guided_attention_draws_each_place_to_its_own_and_is_the_same_forward(parts):
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "qk_norm"])
+def test_guided_attention_draws_each_place_to_its_own_and_is_the_same_forward(parts, normed):
     """Keys are the prompt's 7, then row by row the pairs' pictures of 2 x 2 and feedback: known by hand here."""
     torch.manual_seed(0)
     lengths = [[5, 2], [3]]
@@ -320,6 +352,8 @@ def test_guided_attention_draws_each_place_to_its_own_and_is_the_same_forward(pa
     assert at[0].view(8, 8)[0].tolist() == [7 + 4 + 5] * 4 + [7 + 4 + 5 + 1] * 4
     assert at[1].view(8, 8)[:, 0].tolist() == [7] * 4 + [7 + 2] * 4
     transformer, context = (copy.deepcopy(part) for part in parts)
+    for block in transformer.transformer_blocks if normed else ():
+        block.attn2.norm_q, block.attn2.norm_k = torch.nn.RMSNorm(32), torch.nn.RMSNorm(32)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 500.0])
     given = (x, torch.randn(2, 7, 32), torch.arange(7) < torch.tensor([[7], [2]]), t, torch.randn(4, 4, 12),
              torch.randn(4, 6, 32), *laid(lengths, ["both", "both"], 2, 4, 6))

@@ -31,7 +31,10 @@ Report = Callable[[str], None]
 
 
 class Task(Protocol):
-    """What is trained: its parameters by name, its batches, its loss, its samples, its result."""
+    """What is trained: its parameters by name, its batches, its loss, its samples, its result.
+
+    It may also have `rates()`, see `Optimizers`.
+    """
 
     data: dict[str, Any]
     """What it is trained on, as JSON: kept in checkpoints and in the result's provenance."""

@@ -1,9 +1,10 @@
 """Guided attention: for the first steps each place of the picture is drawn towards its own place in the flawed one.
 
 What is drawn finds the tokens of a flawed picture by attention alone, over 64 of them and the words. As long as it
-looks at all alike, each tells a hundredth of what it knows, and nearly nothing is learned of where to look: in 300
-steps of the small model no use of the pictures could be seen. With a loss on the attention itself it was found in 150.
-The loss is that of Tachibana et al. 2017 (arXiv 1710.08969), who taught a speech model so that it reads from left to
+looks at all alike, each tells a hundredth of what it knows, and nearly nothing is learned of where to look. In 300
+steps of the small model the true pictures lowered the error at time 0.95 by 0.003 (by 0.007 in 164 steps with one
+picture and the prompt dropped in every second row); in 300 such steps with a loss on the attention itself, by 0.7. The
+loss is that of Tachibana et al. 2017 (arXiv 1710.08969), who taught a speech model so that it reads from left to
 right, but on the logarithm; it fades out, and what attention is used for is then up to the picture.
 """
 
@@ -24,8 +25,11 @@ class GuidedAttention:
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
                  ) -> Tensor:
-        query, key, value = (projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for projected in (
-            attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)))
+        query, key, value = (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states),
+                             attn.to_v(encoder_hidden_states))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value))
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         share = (scores + attention_mask[:, None]).float().softmax(dim=-1)
         looked = share.gather(-1, self.at[:, None, :, None].expand(-1, attn.heads, -1, -1))[..., 0]

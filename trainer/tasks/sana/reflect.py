@@ -84,6 +84,7 @@ class ReflectTask:
         self.rows = torch.cat([(self.bank["source"] == index).nonzero()[:, 0].repeat(source.repeat)
                                for index, source in enumerate(sources.sources)])
         self.others = _others(self.bank["prompt"])
+        self.lengths = (self.bank["feedback"] != 0).sum(dim=1).tolist()
         self.data = {"bank": bank_key(settings), "triplets": len(self.bank["good"]), "base": base}
         self.held_out = sources.held_out()
         self.empty = self._ids([""])[:, : self.bank["prompt"].shape[1]].to(self.bank["prompt"])
@@ -211,7 +212,8 @@ class ReflectTask:
             if m.sft or float(torch.rand((), generator=generator)) < m.plain:
                 out = self.plain(self.transformer, None, x, words, when, keep)
                 return (out.float() - velocity).square().mean()
-            sees, lengths = self._sees(chance[1].tolist(), chance[3].tolist()), self._lengths(context)
+            sees = self._sees(chance[1].tolist(), chance[3].tolist())
+            lengths = [[self.lengths[k] for k in row] for row in context]
             # Rows that see the very picture that is mended.
             mends = (target == last) & torch.tensor([seen in ("both", "pictures") for seen in sees])
             given = (self.transformer, self.context, x, words, keep, when, *self._beside(context, lengths, sees))
@@ -245,10 +247,6 @@ class ReflectTask:
         share = self.m.partial
         return ["nothing" if drop < self.m.drop_context else "words" if part < share / 2 else
                 "pictures" if part < share else "both" for drop, part in zip(dropped, partial)]
-
-    def _lengths(self, context: list[list[int]]) -> list[list[int]]:
-        """Tokens of each pair's feedback."""
-        return [(self.bank["feedback"][row] != 0).sum(dim=1).tolist() for row in context]
 
     def _beside(self, context: list[list[int]], lengths: list[list[int]], sees: list[str]) -> tuple[Tensor, ...]:
         """What `tuned_forward` takes of the pairs: pictures' tokens, feedback's states, and what `laid` says."""
