@@ -26,6 +26,10 @@ _RUN = {"batch": 4, "steps": 6, "warmup": 2, "precision": "fp32", "save_every": 
 
 def tiny_configs(folder: Path) -> dict[str, dict]:
     """Configs of a whole chain whose runs lie in `folder`, by task."""
+    tuning = {**_RUN, "seed": 16, "optimizer": "muon", "data": {"sample_prompts": 2, "sources": [
+        {"kind": "corrupted", "count": 16, "tries": 4}]}}
+    tuned = {"base": str(folder / "sana_base" / "result"), "vision": str(folder / "sana_vision" / "result"),
+             "text_length": 48, "edit_weight": 3}
     base, text = str(folder / "base" / "result"), {"text_length": 24}
     sana_text = str(folder / "sana_text" / "result")
     return {
@@ -50,11 +54,9 @@ def tiny_configs(folder: Path) -> dict[str, dict]:
         "sana_base": {**_RUN, "seed": 14, "optimizer": "muon", "data": {"bank": 24, "sample_prompts": 1}, "model": {
             "vae": str(folder / "sana_vae" / "result"), "text": sana_text, "text_length": 48, "heads": 4,
             "head_dim": 8, "cross_heads": 2, "blocks": 1, "sample_steps": 2}},
-        "reflect": {**_RUN, "seed": 16, "optimizer": "muon", "data": {"sample_prompts": 2, "sources": [
-            {"kind": "corrupted", "count": 16, "tries": 4}]}, "model": {
-                "base": str(folder / "sana_base" / "result"), "vision": str(folder / "sana_vision" / "result"),
-                "text_length": 48, "mend": 0.5, "plain": 0.2, "partial": 0.4, "guide": 0.5, "edit_weight": 3,
-                "guide_steps": 3, "sample_steps": 2}},
+        "reflect_context": {**tuning, "model": tuned},
+        "reflect": {**tuning, "model": {**tuned, "mend": 0.5, "plain": 0.2, "partial": 0.4, "guide": 0.5,
+                                        "guide_steps": 3, "sample_steps": 2}},
         "bundle": {"model": {"base": base, "lora": str(folder / "corrector" / "result")},
                    # The tests run in trees with changes too.
                    "data": {"defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 2.0},

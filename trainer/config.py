@@ -27,8 +27,8 @@ class TrainConfig:
 
     name: str
     task: str
-    """Of the FLUX family vae, text, base and corrector; of SANA sana_vae, sana_text, sana_vision, sana_base and
-    reflect; of both harvest and bundle."""
+    """Of the FLUX family vae, text, base and corrector; of SANA sana_vae, sana_text, sana_vision, sana_base,
+    reflect_context and reflect; of both harvest and bundle."""
     out: str
     """Folder of the run: checkpoints, log, sample grids and, at the end, `result/`."""
     seed: int = 0

@@ -24,7 +24,7 @@ _TRAINING = ("log.jsonl", "samples", "result", "result.partial")
 OWN = {"vae": _TRAINING, "text": (*_TRAINING, "tokenizer", "tokenizer_2"), "base": _TRAINING,
        "corrector": (*_TRAINING, "fresh_rate.json"),
        "sana_vae": _TRAINING, "sana_text": (*_TRAINING, "tokenizer"), "sana_vision": _TRAINING,
-       "sana_base": _TRAINING, "reflect": _TRAINING,
+       "sana_base": _TRAINING, "reflect": _TRAINING, "reflect_context": _TRAINING,
        "harvest": ("triplets.jsonl", "progress.jsonl", "settings.json", "provenance.json")}
 """What a task writes in its folder, beside files whose names no one else would choose."""
 _LEFTOVERS = ("step-*.partial", "bank-*.partial", "log.partial", "trainer.partial", "result.partial")

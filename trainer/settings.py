@@ -273,7 +273,8 @@ SECTIONS = {"vae": (VaeModel, VaeData), "text": (TextModel, TextData), "base": (
             "harvest": (HarvestModel, HarvestData), "corrector": (CorrectorModel, CorrectorData),
             "bundle": (BundleModel, BundleData), "sana_vae": (SanaVaeModel, VaeData),
             "sana_text": (SanaTextModel, TextData), "sana_vision": (SanaVisionModel, SanaVisionData),
-            "sana_base": (SanaBaseModel, SanaBaseData), "reflect": (ReflectModel, CorrectorData)}
+            "sana_base": (SanaBaseModel, SanaBaseData), "reflect": (ReflectModel, CorrectorData),
+            "reflect_context": (ReflectModel, CorrectorData)}
 
 
 def filled_sections(task: str, model: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

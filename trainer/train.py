@@ -63,6 +63,9 @@ def run_task(config: TrainConfig, provenance: dict, report: Report) -> Path:
     elif config.task == "reflect":
         from trainer.tasks.sana.reflect import ReflectTask
         task = ReflectTask(config, report)
+    elif config.task == "reflect_context":
+        from trainer.tasks.sana.tell import TellTask
+        task = TellTask(config, report)
     elif config.task == "text":
         from trainer.tasks.text import TextTask
         task = TextTask(config)

@@ -92,12 +92,17 @@ class ContextEncoder(nn.Module):
             mask: (B, L); padding takes no part in the attention. None, the official way: it does.
             rotary_bf16: round the rotary frequencies to bf16, as the official scripts do by casting the model.
         """
+        return self.reflection_norm(self.mixed(tokens, modulation, mask, rotary_bf16=rotary_bf16))
+
+    def mixed(self, tokens: Tensor, modulation: Tensor, mask: Tensor | None = None, *,
+              rotary_bf16: bool = True) -> Tensor:
+        """The same before the last norm."""
         cos, sin = rotary(tokens.shape[1], self.head_dim, rotary_bf16, tokens.device)
         cos, sin = cos.to(tokens.dtype), sin.to(tokens.dtype)
         keep = None if mask is None else mask[:, None, None, :]
         for block in self.reflection_transformer:
             tokens = block(tokens, modulation, cos, sin, keep)
-        return self.reflection_norm(tokens)
+        return tokens
 
 
 class ContextBlock(nn.Module):

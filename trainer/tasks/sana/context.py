@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reflect_core.generators.reflect_dit.context import DROPPED_TEXT, ContextEncoder
@@ -72,6 +73,18 @@ def guided_forward(at: Tensor, transformer: nn.Module, context: ContextEncoder, 
     return velocity, torch.stack(near).mean(dim=0)
 
 
+def told_forward(head: nn.Module, at: Tensor, transformer: nn.Module, context: ContextEncoder, t: Tensor,
+                 images: Tensor, texts: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """What `head` (C to D) makes of the context's tokens at the places `at` (B, N), before the last gain: (B, N, D).
+    Of the transformer only the time step's modulation takes part, as it is."""
+    dtype = transformer.patch_embed.proj.weight.dtype
+    with torch.no_grad():
+        modulation, _ = transformer.time_embed(t, batch_size=len(at), hidden_dtype=dtype)
+    tokens = context.mixed(_tokens(context, images, texts, index), modulation, inside)
+    tokens = tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[-1]))
+    return head(F.rms_norm(tokens, tokens.shape[-1:], eps=context.reflection_norm.eps))
+
+
 def _joined(transformer: nn.Module, context: ContextEncoder, words: Tensor, keep: Tensor, t: Tensor, images: Tensor,
             texts: Tensor, index: Tensor, inside: Tensor, seen: Tensor, rotary_bf16: bool = True
             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,8 +93,12 @@ def _joined(transformer: nn.Module, context: ContextEncoder, words: Tensor, keep
     dtype = transformer.patch_embed.proj.weight.dtype
     modulation, embedded = transformer.time_embed(t, batch_size=len(words), hidden_dtype=dtype)
     words = transformer.caption_norm(transformer.caption_projection(words))
+    tokens = context(_tokens(context, images, texts, index), modulation, inside, rotary_bf16=rotary_bf16)
+    return torch.cat([words, tokens], dim=1), torch.cat([keep, seen], dim=1), modulation, embedded
+
+
+def _tokens(context: ContextEncoder, images: Tensor, texts: Tensor, index: Tensor) -> Tensor:
+    """What goes into the context's blocks (B, M, C)."""
     images = context.clip_norm(context.clip_projection(images)).flatten(0, 1)
     texts = context.reflection_text_norm(context.reflection_text_projection(texts)).flatten(0, 1)
-    tokens = torch.cat([torch.zeros_like(images[:1]), images, texts.to(images)])[index]
-    tokens = context(tokens, modulation, inside, rotary_bf16=rotary_bf16)
-    return torch.cat([words, tokens], dim=1), torch.cat([keep, seen], dim=1), modulation, embedded
+    return torch.cat([torch.zeros_like(images[:1]), images, texts.to(images)])[index]
