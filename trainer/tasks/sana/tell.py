@@ -2,10 +2,10 @@
 
 A linear layer reads off each place's token, as it comes out of the context transformer, the mended picture's latents at
 that place. So it learns in minutes to find the object that the feedback speaks of and to write down what becomes of it:
-through SANA, its noise and its attention, little of that error reaches it. The paper has no such part: there the
-picture encoder and the language model had seen billions of pictures and texts, and the tuning took eight days of an
-A6000. SANA stays as it is, the last gain stays zero, and the linear layer is thrown away: the result is a checkpoint
-from which reflection tuning starts as it does in the paper.
+through SANA, its noise and its attention, little of that error reaches it. The paper has no such part: its picture
+encoder and its language model had seen billions of pictures and texts before. SANA stays as it is, the last gain stays
+zero, and the linear layer is thrown away: the result is a checkpoint from which reflection tuning starts as it does in
+the paper.
 """
 
 from __future__ import annotations
