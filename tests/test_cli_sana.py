@@ -27,6 +27,17 @@ def test_run_and_replay(folder, tmp_path):
     assert again.code == 0 and "came out the same, bit for bit" in again.out, again.out + again.err
 
 
+def test_the_bundled_model_draws_until_it_is_right(tmp_path):
+    """As the README says it: its own search, its own size and steps."""
+    ran = reflect("run", "two red circles left of a blue star", "--model", "shapes-sana", "--out", tmp_path / "run",
+                  "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    header, run = load(tmp_path / "run")
+    assert told["accepted"] and header.policy["name"] == "reflect_dit" and header.policy["context"] == 3
+    assert [len(c.request.context) for c in run.candidates][:4] == [0, 1, 2, 3][:told["pictures"]]
+
+
 def test_plain_sana_draws_anew(tmp_path):
     folder = write_tiny_sana(tmp_path / "sana", reflect=False, settings={
         "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}})

@@ -1,5 +1,6 @@
 """Model folders: found by name, checked file by file before loading, and the word tokenizer in them."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -50,18 +51,25 @@ def test_find_model(whole, tmp_path, monkeypatch):
         load_generator(tmp_path)
 
 
-def test_the_bundled_model():
-    """By its name, within its size, without pickles, and every weight says where it came from."""
-    folder = find_model("shapes-flux")
-    assert folder == PRESETS / "shapes-flux" and "shapes-flux" in preset_names()
+@pytest.mark.parametrize("name, parts, context", [
+    ("shapes-flux", ("base", "base vae", "lora"), 1),
+    ("shapes-sana-plain", ("base", "base vae", "base text"), 0),
+    ("shapes-sana", ("base", "base vae", "base text", "vision", "vision text", "checkpoint", "checkpoint checkpoint"),
+     3)])
+def test_the_bundled_models(name, parts, context):
+    """By their names, within their size, without pickles, and every weight says where it came from."""
+    folder = find_model(name)
+    assert folder == PRESETS / name and name in preset_names()
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 24 * 2**20
     assert {file.suffix for file in files} == {".safetensors", ".json"}
     told = json.loads((folder / "provenance.json").read_text())
-    for part in (told["base"], told["base"]["vae"], told["lora"]):
+    for path in parts:
+        part = functools.reduce(dict.__getitem__, path.split(), told)
         assert {"config", "seed", "steps", "commit"} <= set(part) and part["config"]["data"]
-    generator = load_generator("shapes-flux")
-    assert generator.max_context == 1 and generator.defaults["width"] == 64
+        assert not part["commit"].endswith("-dirty")
+    generator = load_generator(name)
+    assert generator.max_context == context and generator.defaults["width"] == 64
 
 
 def test_a_preset_name_wins_over_a_folder(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 
 from reflect_core.presets import published
+from reflect_core.presets.load import preset_names
 from reflect_core.presets.published import find_published, how_to_get, published_names
 from reflect_core.types import UserError
 
@@ -16,7 +17,8 @@ def put(path):
 @pytest.mark.parametrize("name", published_names())
 def test_what_is_missing_is_told_with_size_licence_and_place(name, tmp_path):
     said = how_to_get(name, tmp_path)
-    assert str(tmp_path / "diffusers") in said and "GB" in said and "licen" in said.lower() and "shapes-flux" in said
+    assert str(tmp_path / "diffusers") in said and "GB" in said and "licen" in said.lower()
+    assert published.PUBLISHED[name].small in said and published.PUBLISHED[name].small in preset_names()
 
 
 def test_both_parts_must_be_there(tmp_path):

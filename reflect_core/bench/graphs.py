@@ -9,8 +9,9 @@ PROMPT = "two red circles left of a blue star and three yellow triangles"
 SMALL = {"steps": 1, "guidance": 2.5, "width": 64, "height": 64}
 """One step: never right, whatever the model has learned, and quick."""
 
-BUNDLED = {"ReflectLoadModel": ("model", "shapes-flux"), "ReflectLoadJudge": ("kind", "shapes")}
-"""What is changed in a workflow of weights that are not here, by node: its widget and the bundled value."""
+BUNDLED = {"ReflectLoadModel": ("model", ("shapes-flux", "shapes-sana")), "ReflectLoadJudge": ("kind", ("shapes",))}
+"""What is changed in a workflow of weights that are not here, by node: its widget, and the values that come with the
+pack, of which the first is put in the place of all others."""
 
 LOOP = {
     "model": {"class_type": "ReflectLoadModel",

@@ -34,6 +34,8 @@ class Published:
     """The base's pipeline class."""
     base: Source
     corrector: Source
+    small: str
+    """The bundled model that runs the same workflow."""
     others: tuple[Source, ...] = ()
 
 
@@ -43,7 +45,8 @@ PUBLISHED = {
         Source("black-forest-labs/FLUX.1-dev", "diffusers", "FLUX.1-dev", "model_index.json", "34 GB",
                "FLUX.1 [dev] Non-Commercial License"),
         Source("diffusion-cot/FLUX-Corrector", "loras", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
-               "licence: see its page")),
+               "licence: see its page"),
+        "shapes-flux"),
     "reflect-dit": Published(
         "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
@@ -51,6 +54,7 @@ PUBLISHED = {
                "licence: NVIDIA's NSCL v2-custom, and Gemma's terms"),
         Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
                "3.5 GB", "no licence is stated"),
+        "shapes-sana",
         (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",
                 "2.6 GB", "Apache-2.0"),)),
 }
@@ -87,7 +91,8 @@ def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
     wanted = _set(name)
-    instead = "the model 'shapes-flux', which comes with the pack and runs the same workflow with the judge 'shapes'"
+    instead = (f"the model {wanted.small!r}, which comes with the pack and runs the same workflow with the judge "
+               "'shapes'")
     parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
              for part in (wanted.base, wanted.corrector, *wanted.others)]
     if wanted.family not in FAMILIES:

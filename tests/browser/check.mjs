@@ -23,7 +23,7 @@ for (const name of names) {
     const widget = (type, name) => app.graph._nodes.find((node) => node.type === type)?.widgets
       .find((one) => one.name === name);
     const model = widget("ReflectLoadModel", "model"), kind = widget("ReflectLoadJudge", "kind");
-    if (model.value !== "shapes-flux") {
+    if (!model.value.startsWith("shapes-")) {
       model.value = "shapes-flux";
       kind.value = "shapes";
     }

@@ -124,14 +124,15 @@ noise.`, 660),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 
-The paper's setup: SANA 1.6B with its own 1024 pixels, 20 steps and guidance 4.5; one picture at a time, up to N = 20, each drawn with
-up to K = 3 earlier pictures and the feedback on them in view. The answer is the first accepted picture, else the last.
+Press **Run**. The paper's search: one picture at a time, up to N = 20, each drawn with up to K = 3 earlier pictures and
+the feedback on them in view, until the judge accepts one. *shapes-sana* comes with the pack.
 
-**Needs** the model *reflect-dit*; Load Reflective DiT says what is missing. With the model *shapes-flux* and the judge
-*shapes* the same workflow runs without a download; that model sees only the picture that it corrects.
+**The paper's setup** has the same search with SANA 1.6B at its own 1024 pixels, 20 steps and guidance 4.5:
 
-**First** write in the **Reflector** what is to change: the judge *none* says nothing by itself.`),
-    { model: "reflect-dit", kind: "none", candidates: 1, rounds: 20, budget: 20, keep: "last" }),
+1. Choose the model *reflect-dit*. Load Reflective DiT says what is missing.
+2. Choose the judge *none*, and write in the **Reflector** what is to change.
+3. The paper's answer is the first accepted picture, else the last: set **keep** to *last*. Here it is the best.`, 480),
+    { model: "shapes-sana", candidates: 1, rounds: 20, budget: 20 }),
 
   best_of_n: loop("best_of_n", note(`## Best of n
 
