@@ -14,6 +14,7 @@ from reflect_core.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # with it argparse swallows what goes wrong with stdout
 
 
 @dataclass(frozen=True)

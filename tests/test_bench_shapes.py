@@ -8,6 +8,7 @@ import pytest
 from command import inside, write_tiny_model
 from fake_shapes import FakeShapesGenerator
 from PIL import Image
+from tiny_sana import write_tiny_sana
 
 from reflect_core.bench import statistics
 from reflect_core.bench.entrants import FLUX, SANA, choose_entrants
@@ -386,6 +387,9 @@ def test_several_models_have_labels(tmp_path, capsys, monkeypatch):
     assert result.code == 0 and "one picture (FLUX)" in result.out and "one picture (other one)" in result.out
     assert [s["label"] for s in json.loads((tmp_path / "all.json").read_text())["settings"]] == ["FLUX", "other one"]
     assert (tmp_path / "out" / "flux" / UNITS).exists() and (tmp_path / "out" / "other-one" / UNITS).exists()
+    plain = write_tiny_sana(tmp_path / "sana", reflect=False, settings={"defaults": {"width": 64, "height": 64}})
+    assert "one picture (plain SANA)" in inside(
+        capsys, "bench", "shapes", "--models", model, plain, *few[:-3], tmp_path / "two").out
     for arguments, said in ((("--models", model, model), "label 'FLUX' of another one"),
                             (("--models", model, "--model", model), "expected one of them"),
                             (("--lora", model), "expected --model too"), (("--models", "nowhere"), "nowhere"),

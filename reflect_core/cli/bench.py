@@ -19,7 +19,7 @@ from .progress import Progress
 from .settings import check_writable, named_values
 
 LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
-"""Of models that are compared without a label of their own."""
+"""Of models that are compared without a label of their own. One that corrects nothing is the plain one."""
 
 
 def shapes(args: argparse.Namespace) -> int:
@@ -96,7 +96,8 @@ def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Mode
     for given in args.models or preset_names():
         label, equals, name = ("", "", given) if Path(given).exists() else given.rpartition("=")
         choice = ModelChoice(name, None, args.device, args.dtype)
-        label = label if equals else LABELS.get(choice.family, choice.family)
+        if not equals:
+            label = ("plain " if choice.policy == "best_of_n" else "") + LABELS.get(choice.family, choice.family)
         if not label or _folder_name(label) in map(_folder_name, found):
             raise UserError(f"--models: {given} would have the label {label!r} of another one; expected LABEL=FOLDER "
                             "with a label of its own, for example SFT=my-model")
