@@ -120,9 +120,10 @@ class ReflectTask:
         options = self.options()
         self.places = Places({"image_encoder": self.parts["image_encoder"]})
         self.pictures = Pictures(self.parts["image_encoder"], options.image_tokens, 1, self.places)
-        patch = 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1) * made.patch_size
-        if m.size % patch:
-            raise UserError(f"model.size is {m.size}; expected a multiple of {patch}, the pixels to one token")
+        token = 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1) * made.patch_size
+        if m.size % token:
+            raise UserError(f"model.size is {m.size}; expected a multiple of {token}, the pixels to one token")
+        self.side = m.size // token  # tokens along a picture's side
         return found
 
     def _check_lengths(self, sources: Sources) -> None:

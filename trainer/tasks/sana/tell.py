@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ...pictures import save_sheet, to_pictures
+from ...pictures import at_once, save_sheet, to_pictures
 from ...shapes import correction_figures
 from ...triplets import Triplet
 from ..common import autocast
@@ -65,19 +65,19 @@ class TellTask(ReflectTask):
     def _tell(self, forward, t: Tensor, lengths: list[list[int]], images: Tensor, texts: Tensor, index: Tensor,
               inside: Tensor) -> Tensor:
         """Latents (B, C, h, w) of the mended pictures."""
-        side = self.m.size // self.places_side()
+        side = self.side
         at = own_places(lengths, 0, images.shape[1], side, side).to(images.device)
         found = forward(self.head, at, self.transformer, self.context, t.to(at.device), images, texts, index, inside)
         return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (side, side)), self.transformer.config.patch_size)
 
-    def places_side(self) -> int:
-        """Pixels of a picture to one token of the transformer."""
-        down = 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1)
-        return down * self.transformer.config.patch_size
-
-    @torch.no_grad()
     def mended(self, triplets: list[Triplet], told: list[str]) -> list[np.ndarray]:
         """What the context says of each flawed picture and the words on it, as pictures."""
+        most = at_once(self.m.size, self.m.size)
+        return [picture for k in range(0, len(triplets), most)
+                for picture in self._mended(triplets[k:k + most], told[k:k + most])]
+
+    @torch.no_grad()
+    def _mended(self, triplets: list[Triplet], told: list[str]) -> np.ndarray:
         ids = self._ids(told)
         lengths = [[int(row.ne(0).sum())] for row in ids]
         with autocast(self.config):
@@ -88,7 +88,7 @@ class TellTask(ReflectTask):
             latents = self._tell(told_forward, when, lengths, images, texts, index.to(images.device),
                                  inside.to(images.device))
             vae = self.parts["vae"]
-            return list(to_pictures(vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample))
+            return to_pictures(vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample)
 
     def sample(self, file: Path, step: int) -> dict[str, float]:
         """As of reflection tuning, but what is shown and judged is what the context says by itself. Where something is
