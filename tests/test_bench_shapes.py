@@ -15,7 +15,7 @@ from reflect_core.bench.entrants import FLUX, SANA, choose_entrants
 from reflect_core.bench.fixes import OWN, SYNTHETIC, ShuffledReflector, _kept
 from reflect_core.bench.lockstep import NotDrawn, SharedGenerator, SharedVerifier, drive
 from reflect_core.bench.log import UNITS, UnitLog, code_state
-from reflect_core.bench.plot import write_plot
+from reflect_core.bench.plot import lines_by_family, write_plot
 from reflect_core.bench.shapes import UNSEEN, Settings, choose_prompts, run_benchmark
 from reflect_core.bench.table import markdown, report
 from reflect_core.presets.choice import ModelChoice
@@ -259,7 +259,28 @@ def test_both_families_in_one_table_and_plot(both, tmp_path):
         assert f"| {name} " in text
     assert "compose: Reflect-DiT 20 (SANA) minus best of 20 (SANA) = " in text
     assert "compose: Reflect-DiT 20 (SANA) minus Reflect-DiT 20, shuffled words (SANA) = " in text
-    assert Image.open(write_plot(summary, tmp_path / "plot.png", 0.1)).width > 2000
+    assert "(SANA) minus best of 20 (FLUX)" not in text
+    tall = Image.open(write_plot(summary, tmp_path / "plot.png", 0.1))
+    assert tall.height > tall.width > 1000
+
+
+def test_models_of_one_family_are_compared_and_share_their_panels(both, tmp_path):
+    """A tuned model, the one that it was tuned from, and another tuning."""
+    sana = [u for u in both if u["model"] == "SANA"]
+    plain = [{**u, "model": "plain", "runs": [r for r in u["runs"] if r["policy"].startswith(("one", "best"))],
+              "fixes": []} for u in sana]
+    other = [{**u, "model": "one layer"} for u in sana]
+    families = {"FLUX": "a", "plain": "b", "SANA": "b", "one layer": "b"}
+    summary = statistics.summarise([u for u in both if u["model"] == "FLUX"] + plain + sana + other, families)
+    found = {(d["policy"], d["against"]) for d in summary["differences"]["exact"]}
+    assert ("Reflect-DiT 20 (SANA)", "best of 20 (plain)") in found
+    assert ("Reflect-DiT 20 (SANA)", "Reflect-DiT 20 (one layer)") in found
+    assert ("Reflect-DiT 20 (one layer)", "Reflect-DiT 20 (SANA)") not in found
+    assert not any("(FLUX)" in a and "(FLUX)" not in b for a, b in found)
+    drawn = {(line.kind, line.model, line.first) for lines in lines_by_family(summary).values() for line in lines}
+    assert drawn >= {("best of n", "SANA", True), ("best of n", "plain", False), ("Reflect-DiT", "one layer", False)}
+    assert ("best of n", "one layer", False) not in drawn
+    assert Image.open(write_plot(summary, tmp_path / "plot.png", 0.1)).width > 1000
 
 
 def test_ablations_show_what_is_missing(both):
@@ -397,6 +418,19 @@ def test_several_models_have_labels(tmp_path, capsys, monkeypatch):
                             (("--models", f"A b={model}", f"a-b={model}"), "label 'a-b' of another one")):
         result = inside(capsys, "bench", "shapes", *arguments, *few)
         assert result.code == 2 and said in result.err
+
+
+def test_a_second_corrector_of_a_family_shows_how_it_corrects(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeSana(flawed=0.5))
+    model = write_tiny_sana(tmp_path / "model", settings={"defaults": {"width": 64, "height": 64}})
+    plain = write_tiny_sana(tmp_path / "plain", reflect=False, settings={"defaults": {"width": 64, "height": 64}})
+    result = inside(capsys, "bench", "shapes", "--models", model, f"one layer={model}", plain, "--limit", 1, "--tasks",
+                    "colors", "--flip", 0, "--out", tmp_path / "out", "--json", tmp_path / "all.json")
+    assert result.code == 0
+    rows = json.loads((tmp_path / "all.json").read_text())["results"]["exact"]
+    assert {"best of 64 (SANA)", "Reflect-DiT 20, K = 1 (SANA)", "best of 64 (plain SANA)"} <= rows.keys()
+    assert [name for name in rows if "one layer" in name] == [f"{name} (one layer)" for name in (
+        "one picture", "Reflect-DiT 4", "Reflect-DiT 8", "Reflect-DiT 20")]
 
 
 def test_policies_of_the_other_family_are_told_at_once(tmp_path, capsys):

@@ -5,7 +5,7 @@ The unseen pairs have a column, and a row among the fix rates, but no part in an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,16 @@ ALL = "all"
 COSTS = ("pictures", "evaluations", "judge_calls", "seconds")
 
 
-def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the report says, as JSON: by judge and policy, the claims, and the fix rates."""
+def summarise(units: Sequence[dict[str, Any]], families: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Everything that the report says, as JSON: by judge and policy, the claims, and the fix rates.
+
+    `families` of the models by their labels: models of one family are compared with each other. Without it each is one
+    of its own.
+    """
     rows = [{**row, "column": unit["column"], "policy": named(row["policy"], unit["model"])}
             for unit in units for row in unit["runs"]]
     models = list(dict.fromkeys(unit["model"] for unit in units))
+    families = {model: (families or {}).get(model, model) for model in models}
     judges = list(dict.fromkeys(row["judge"] for row in rows))
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     of = {(judge, policy): found for judge in judges for policy in policies
@@ -33,9 +38,10 @@ def summarise(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "prompts": {c: len({r["prompt"] for r in rows if r["column"] == c}) for c in columns_of(rows)},
         "models": models,
+        "families": families,
         "results": {judge: {policy: _row(of[judge, policy]) for policy in policies if (judge, policy) in of}
                     for judge in judges},
-        "differences": {judge: _differences([r for r in rows if r["judge"] == judge]) for judge in judges},
+        "differences": {judge: _differences([r for r in rows if r["judge"] == judge], families) for judge in judges},
         "curves": {judge: {policy: _curves(of[judge, policy]) for policy in policies if (judge, policy) in of}
                    for judge in judges},
         "fixes": {model: _fixes([f for unit in units if unit["model"] == model for f in unit["fixes"]])
@@ -79,15 +85,13 @@ COMPARED = (f"{REFLECTION} {MOST}", f"{REFLECT_DIT} {MOST}")
 AGAINST = (f"best of {MOST}", "best of 64", f"noise + prompt {MOST}", f"{REFLECT_DIT} {MOST}, shuffled words")
 
 
-def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _differences(rows: Sequence[dict[str, Any]], families: Mapping[str, str]) -> list[dict[str, Any]]:
     """Paired differences on the same prompts: on compose, and over all tasks."""
     right = {(r["policy"], r["column"], r["prompt"]): float(r["right"]) for r in rows}
     found = []
     policies = list(dict.fromkeys(r["policy"] for r in rows))
     for ours in (p for p in policies if _plain(p) in COMPARED):
-        # Those of the same model, and best of n of another one, which may be the same but for its training.
-        for theirs in (p for p in policies if _plain(p) in AGAINST and (
-                _model(p) == _model(ours) or _plain(p).startswith(BEST_OF_N))):
+        for theirs in (p for p in policies if _compared(ours, p, families)):
             pairs = {(c, p): right[ours, c, p] - right[theirs, c, p] for o, c, p in right
                      if o == ours and c != UNSEEN and (theirs, c, p) in right}
             for where in ("compose", "overall"):
@@ -104,12 +108,25 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def _compared(ours: str, theirs: str, families: Mapping[str, str]) -> bool:
+    """Against others of the same model, and of another one of its family, which may be the same but for its training,
+    against best of n and the very same policy; that once for each two models."""
+    mine, other = _model(ours), _model(theirs)
+    if mine == other:
+        return _plain(theirs) in AGAINST
+    if families[mine] != families[other]:
+        return False
+    if _plain(theirs) == _plain(ours):
+        return list(families).index(mine) < list(families).index(other)
+    return _plain(theirs) in AGAINST and theirs.startswith(BEST_OF_N)
+
+
 def _plain(policy: str) -> str:
     return policy.partition(" (")[0]
 
 
 def _model(policy: str) -> str:
-    return policy.partition(" (")[2]
+    return policy.partition(" (")[2].removesuffix(")")
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

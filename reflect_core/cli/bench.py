@@ -23,8 +23,9 @@ LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
 
 
 def shapes(args: argparse.Namespace) -> int:
-    """Every policy on the evaluation set, of one model or of several side by side."""
-    from ..bench.entrants import choose_entrants
+    """Every policy on the evaluation set, of one model or of several side by side: of a second corrector of a family
+    only one picture and its corrections."""
+    from ..bench.entrants import ONE, Entrant, choose_entrants
     from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
 
     columns = choose_prompts(args.limit, args.tasks)
@@ -40,8 +41,15 @@ def shapes(args: argparse.Namespace) -> int:
     if args.json_file is not None:
         check_writable(Path(args.json_file), "--json")
     models = _models(args, options)
-    entrants = {label: choose_entrants(choice.family, args.policies, choice.policy != "best_of_n")
-                for label, choice in models.items()}
+    entrants: dict[str, tuple[Entrant, ...]] = {}
+    for label, choice in models.items():
+        corrects = choice.policy != "best_of_n"
+        found = choose_entrants(choice.family, args.policies, corrects)
+        first = next((other for other in entrants if models[other].family == choice.family
+                      and models[other].policy == choice.policy), None)
+        if corrects and first is not None and args.policies is None:  # what is new of it is how it corrects
+            found = tuple(e for e in found if e.name == ONE or e.policy.max_context and not e.is_ablation)
+        entrants[label] = found
     if not any(entrants.values()):
         known = [e.name for choice in models.values() for e in choose_entrants(choice.family)]
         raise UserError(f"{', '.join(map(repr, args.policies))}: no policy of "
@@ -79,7 +87,7 @@ def shapes(args: argparse.Namespace) -> int:
                 raise
             done.append(asdict(final))
             del generator  # before the next one is loaded
-    return _tell_shapes(args, units, done)
+    return _tell_shapes(args, units, done, {label: choice.family for label, choice in models.items()})
 
 
 def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, ModelChoice]:
@@ -109,14 +117,15 @@ def _folder_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower() or "model"
 
 
-def _tell_shapes(args: argparse.Namespace, units: list, settings: list[dict[str, Any]]) -> int:
+def _tell_shapes(args: argparse.Namespace, units: list, settings: list[dict[str, Any]],
+                 families: dict[str, str]) -> int:
     from ..bench.plot import write_plot
     from ..bench.speed import machine
     from ..bench.statistics import summarise
     from ..bench.table import report
     from ..search.header import versions_here
 
-    summary = summarise(units)
+    summary = summarise(units, families)
     text = report(summary, args.flip)
     print(text)
     _write(Path(args.out) / "tables.md", text + "\n", "--out")

@@ -67,8 +67,9 @@ def _run(commands) -> None:
                        help="how to search (default: that of the model's paper): reflection_flow, of FLUX, corrects "
                        "pictures in rounds; reflect_dit, of SANA, draws one picture after another with the earlier "
                        "ones in view; best_of_n draws anew and keeps the best, noise_prompt also rewrites the prompt, "
-                       "and 'official' is reflection_flow as the script of its authors has it: 32 pictures from noise "
-                       "and 32 corrections, all of them drawn, and its way of joining texts")
+                       "and 'official' is the search of the model's paper as the script of its authors has it: of "
+                       "FLUX 32 pictures from noise and 32 corrections, all of them drawn, and its way of joining "
+                       "texts; of SANA 20 pictures, the last one being the answer where none is accepted")
     group.add_argument("--pictures", type=int, metavar="N", help="never more pictures than this (default: "
                        f"{PICTURES}; official: as many as it draws)")
     group.add_argument("--evaluations", type=int, metavar="N", help="never more denoiser evaluations than this (a "
@@ -123,7 +124,8 @@ def _bench(commands) -> None:
                       "world, with an exact judge and with one that errs", BENCH_CODES)
     _model(parser, None, "only this one (default: the bundled ones, side by side)")
     parser.add_argument("--models", nargs="+", metavar="[LABEL=]MODEL", help="several side by side, each a bundled "
-                        "name or a folder, with the label behind its rows")
+                        "name or a folder, with the label behind its rows; of a second corrector of a family only "
+                        "what it corrects")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all runs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="prompts of each task (default: all, 60)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all seven, and "
