@@ -7,8 +7,7 @@ from comfy_api.latest import io
 from ..reflect_core import search
 from ..reflect_core.judges import find_judge
 from ..reflect_core.search import POLICIES, relay
-from ..reflect_core.search.reflection_flow import OFFICIAL_OPTIONS
-from ..reflect_core.search.registry import OFFICIAL, policy_for
+from ..reflect_core.search.registry import OFFICIAL, official_options, policy_for
 from ..reflect_core.types import UserError
 from .expansion import own_part
 from .loop import result_outputs, results
@@ -37,10 +36,12 @@ class ReflectLoop(io.ComfyNode):
             request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             find_judge(judge.kind).check(request)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None, on_picture=True)
-            if policy == OFFICIAL:
-                reflect_model = reflect_model.with_options(**OFFICIAL_OPTIONS)
-            stepper = search.start(request, policy_for(policy, budget), reflect_model.generator, judge.actors.verifier,
-                                   judge.actors.reflector, judge.actors.refiner, on_event=progress,
+            own = reflect_model.choice.policy
+            if policy == OFFICIAL and (options := official_options(own)):
+                reflect_model = reflect_model.with_options(**options)
+            stepper = search.start(request, policy_for(policy, budget, own), reflect_model.generator,
+                                   judge.actors.verifier, judge.actors.reflector, judge.actors.refiner,
+                                   on_event=progress,
                                    budget=None if policy == OFFICIAL else search.Budget(budget))
             run, chosen = stepper.run(), stepper.best
             if chosen is None:

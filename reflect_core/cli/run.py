@@ -10,7 +10,7 @@ from .. import search
 from ..judges import find_judge
 from ..presets.choice import ModelChoice, from_settings
 from ..search import Stepper
-from ..search.reflection_flow import OFFICIAL_OPTIONS
+from ..search.registry import OFFICIAL, official_options
 from ..search.run import Run
 from ..types import UserError
 from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
     budget, settings = make_budget(args), named_values(args.settings, "--set")
     options = named_values(args.options, "--option")
-    if args.policy == "official":
-        options = {**OFFICIAL_OPTIONS, **options}
     choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
-    policy = make_policy(args.policy or choice.policy, budget.pictures, settings)
+    if args.policy == OFFICIAL:
+        choice.options = {**official_options(choice.policy), **options}
+    policy = make_policy(args.policy or choice.policy, budget.pictures, settings, choice.policy)
     folder = Path(args.out) if args.out is not None else choose_folder(args.prompt)
     check_folder(folder)
     # With the folder's own defaults, so that a wrong size or number of steps is told before loading.

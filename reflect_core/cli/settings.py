@@ -45,9 +45,10 @@ def make_budget(args: argparse.Namespace) -> Budget:
     return Budget(pictures, args.evaluations, args.judge_calls, args.seconds)
 
 
-def make_policy(name: str, pictures: int | None, settings: dict[str, Any]) -> Policy:
-    """The policy for so many pictures (None: `official`, which has a number of its own)."""
-    policy = policy_for(name, pictures)
+def make_policy(name: str, pictures: int | None, settings: dict[str, Any], own: str) -> Policy:
+    """The policy for so many pictures (None: `official`, which has a number of its own); `own`: that of the model's
+    paper."""
+    policy = policy_for(name, pictures, own)
     return policy_from_json({**policy.to_json(), **settings}) if settings else policy
 
 

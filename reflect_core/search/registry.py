@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..types import UserError
@@ -10,21 +11,38 @@ from .best_of_n import BestOfN
 from .noise_prompt import NoisePromptScaling
 from .policy import Policy
 from .reflect_dit import ReflectDiTSearch
-from .reflection_flow import ReflectionFlow
+from .reflection_flow import OFFICIAL_OPTIONS, ReflectionFlow
 
 POLICIES: dict[str, type[Policy]] = {p.name: p for p in (BestOfN, NoisePromptScaling, ReflectionFlow, ReflectDiTSearch)}
 
 OFFICIAL = "official"
-"""The name of ReflectionFlow as published, which has a number of pictures of its own."""
+"""The name of a model's own search as its authors' script has it, with their number of pictures."""
+_OFFICIAL = {ReflectionFlow.name: (ReflectionFlow.official, OFFICIAL_OPTIONS), ReflectDiTSearch.name: (
+    ReflectDiTSearch.official, {})}
 
 
-def policy_for(name: str, pictures: int | None) -> Policy:
-    """A policy for so many pictures. UserError for a name that there is not."""
+def policy_for(name: str, pictures: int | None, own: str = ReflectionFlow.name) -> Policy:
+    """A policy for so many pictures. `own`: that of the model's paper, which `official` is as published.
+
+    UserError for a name that there is not, and for `official` of a model that corrects nothing.
+    """
     if name == OFFICIAL:
-        return ReflectionFlow.official()
+        return _official(own)[0]()
     if name not in POLICIES:
         raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
     return POLICIES[name].for_budget(pictures)
+
+
+def official_options(own: str) -> dict[str, Any]:
+    """Options of the generator that go with `official`. UserError as of `policy_for`."""
+    return dict(_official(own)[1])
+
+
+def _official(own: str) -> tuple[Callable[[], Policy], dict[str, Any]]:
+    if own not in _OFFICIAL:
+        raise UserError("'official' is the search of a paper, and this model corrects nothing; expected a model with a "
+                        f"corrector; try another policy, such as {BestOfN.name}")
+    return _OFFICIAL[own]
 
 
 def policy_from_json(data: Any) -> Policy:

@@ -63,9 +63,10 @@ class Stepper:
         if generator is None:
             return
         if policy.max_context > generator.max_context:
+            other = "a smaller 'context' of the policy, or 'reflection_flow', which hands on one pair" \
+                if generator.max_context else "a corrector, or the policy 'best_of_n'"
             raise UserError(f"the policy {policy.name!r} hands the generator {policy.max_context} (picture, "
-                            f"feedback) pair(s); it takes {generator.max_context}; try a corrector, or the "
-                            "policy 'best_of_n'")
+                            f"feedback) pair(s); it takes {generator.max_context}; try {other}")
         if self.budget.denoiser_evaluations is not None and not hasattr(generator, "evaluations"):
             raise UserError("the budget limits denoiser evaluations, but the generator cannot say what a picture "
                             "will take; expected it to have evaluations(request); try to limit pictures")
