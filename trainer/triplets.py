@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from reflect_core.generators.rgb import as_rgb
 from reflect_core.types import UserError
 
 MARKER = "[Reflexion]"
@@ -75,7 +76,7 @@ class Line:
     def _open(self, name: str) -> Image.Image:
         try:
             with Image.open(self.folder / name) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return as_rgb(image)
         except Exception as error:  # Pillow's readers raise all kinds for a broken file
             raise self._broken(name, error) from error
 

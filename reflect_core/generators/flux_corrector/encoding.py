@@ -19,6 +19,7 @@ from torch import Tensor
 from ...types import Picture
 from ..kept import Kept
 from ..places import Places
+from ..rgb import as_rgb
 from .latents import pack
 
 
@@ -81,11 +82,11 @@ class ConditionEncoder:
         self.kept = Kept(keep)
 
     def tokens(self, picture: Picture, generator: torch.Generator) -> Tensor:
-        """A picture of any size to tokens (1, M, C) on the CPU, M = (size / autoencoder scale / 2) squared.
+        """A picture of any size and mode to tokens (1, M, C) on the CPU, M = (size / autoencoder scale / 2) squared.
 
         `generator` (CPU) is drawn from only when the posterior is sampled.
         """
-        picture = picture.convert("RGB")
+        picture = as_rgb(picture)
         key = (picture.size, hashlib.sha256(picture.tobytes()).digest())
         (mean, deviation), _ = self.kept.get(key, lambda: self._moments(picture))
         if self.posterior == "sample":
