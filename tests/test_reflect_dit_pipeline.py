@@ -1,18 +1,21 @@
 """ReflectDiT as a generator: equal to diffusers' SanaPipeline without context, the same in a batch as alone."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import SanaPipeline
+from diffusers import DPMSolverMultistepScheduler, SanaPipeline
 from PIL import Image
-from tiny_sana import write_tiny_sana
-from transformers import SiglipImageProcessorPil
+from safetensors.torch import load_file
+from tiny_sana import REFLECT, write_tiny_sana
+from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from reflect_core.generators import preview
-from reflect_core.generators.reflect_dit.cached import Rows, denoise
+from reflect_core.generators.reflect_dit.cached import denoise
+from reflect_core.generators.reflect_dit.checkpoint import STEM
 from reflect_core.generators.reflect_dit.context import Pairs as Pairs_
 from reflect_core.generators.reflect_dit.encoding import Texts, instruction
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
@@ -110,16 +113,42 @@ def test_steps_are_told_and_cancel(model):
         model.draw([PLAIN], lambda at: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
-def test_texts_are_encoded_once(folder):
-    fresh = ReflectDiT.from_folder(folder)
-    first = fresh.draw([told("add a star")])[0].cost.text_encoder_calls
-    assert first == 3 and fresh.draw([told("add a star", seed=9)])[0].cost.text_encoder_calls == 0
+def test_whatever_does_not_change_is_made_once(folder, model):
+    """Two tries in one batch, a third in a later one, a fourth with one pair more: what is new is made, by itself."""
+    fresh, made = ReflectDiT.from_folder(folder), []
+    parts = {"text": fresh.parts["text_encoder"], "picture": fresh.parts["image_encoder"],
+             "adapted": fresh.context.clip_projection, "said": fresh.context.reflection_text_projection,
+             "prompt": fresh.transformer.caption_projection, "context": fresh.context.reflection_transformer[0],
+             "keys": fresh.transformer.transformer_blocks[0].attn2.to_k}
+    for name, part in parts.items():
+        part.register_forward_hook(lambda _, given, out, name=name: made.append(name))
+
+    def counts(*requests):
+        made.clear()
+        drawn = fresh.draw(requests)
+        return pixels(drawn), {name: made.count(name) for name in parts}
+    one, other = told("add a star"), told("add a star", seed=9)
+    together, first = counts(one, other)
+    # Prompts are "a red circle" and the empty one. Of rows with feedback and of those without there are a call of the
+    # context transformer, and one of its keys a step.
+    steps = {"context": 2, "keys": 4 * 2}
+    assert first == {"text": 3, "picture": 1, "adapted": 1, "said": 1, "prompt": 2, "context": 2, "keys": 2 + 4 * 2}
+    assert fresh.draw([one])[0].cost.text_encoder_calls == 0
+    again, later = counts(told("add a star", seed=11))
+    assert later == {**dict.fromkeys(parts, 0), **steps}
+    more, last = counts(told("add a star", "one blue star", seed=11))
+    assert last == {**dict.fromkeys(parts, 1), "prompt": 0, **steps}
+    # The same as with nothing kept, to the bit.
+    requests = [one, other], [told("add a star", seed=11)], [told("add a star", "one blue star", seed=11)]
+    for mine, batch in zip((together, again, more), requests):
+        for a, b in zip(mine, pixels(ReflectDiT.from_folder(folder).draw(batch))):
+            assert (a == b).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK"])
-def test_pictures_of_other_modes_are_seen_as_rgb(model, mode):
-    shown = picture(2, mode, (50, 20))
-    assert torch.equal(model.pictures.tokens(shown), model.pictures.tokens(shown.convert("RGB")))
+def test_pictures_of_other_modes_are_seen(model):
+    shown = picture(2, "RGBA", (50, 20))
+    shown.putalpha(0)
+    assert torch.equal(model.pictures.tokens(shown), model.pictures.tokens(Image.new("RGB", (50, 20), "white")))
 
 
 def test_a_picture_that_says_it_is_turned_is_turned(model, tmp_path):
@@ -223,13 +252,13 @@ def test_a_first_picture_can_be_drawn_with_a_dropped_context(folder, model):
     assert unguided.cost.denoiser_evaluations == 4
     # The first step, by hand.
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    words, _ = dropped.texts.states("a red circle")
+    words, _ = dropped.texts.states("a red circle", dropped.inputs.instruction)
     pairs = Pairs_(torch.zeros(0, 16, 20), torch.zeros(0, 1, 24), torch.zeros(0, 1), (None,))
     when = torch.tensor([900.0])
     by_hand = reflect_forward(dropped.transformer, dropped.context, noise, words[None], when,
                               torch.ones(1, len(words)), pairs)
-    rows = Rows(words[None], torch.ones(1, len(words)))
-    made = dropped._prepare(when, rows, replace(pairs, images=torch.zeros(0, 16, 0)), False, "cpu", torch.float32)
+    made = dropped._prepare(when / dropped.transformer.config.timestep_scale,
+                            dropped.inputs.encode([replace(PLAIN, guidance=1.0)], False), "cpu")
     assert torch.allclose(denoise(dropped.transformer, made, noise, 0), by_hand, atol=1e-5)
 
 
@@ -286,9 +315,81 @@ def test_a_checkpoint_beside_a_plain_model(tmp_path, folder, model):
         "Gemma2Model", "T5EncoderModel")), "text_encoder is a T5EncoderModel"),
     (lambda f: (f / "reflect.json").write_text('{"options": {"image_tokens": 15}}'), "expected a square number"),
     (lambda f: (f / "reflect.json").write_text('{"options": {"colour": 15}}'), "no option 'colour'"),
+    (lambda f: (f / "reflect.json").write_text('{"options": {"image_tokens": 25}}'), "a divisor of the"),
+    (lambda f: (f / "transformer" / f"{STEM}.safetensors").write_bytes(b"x" * 99), "not a whole safetensors file"),
+    (lambda f: (f / "transformer" / f"{STEM}.safetensors").rename(f / "transformer" / f"{STEM}.bin"), "with --lora"),
+    (lambda f: change(f / "image_encoder", hidden_size=768), "vision_feature_dim is 20, and the model's picture enc"),
+    (lambda f: change(f / "text_encoder", hidden_size=16), "its caption_channels is 24, and the model's text encoder"),
+    (lambda f: change(f / "vae", latent_channels=32), "its in_channels is 4, and the model's autoencoder makes 32"),
+    (lambda f: change(f / "transformer", reflection=None), "clip_norm.weight and 28 more, which"),
 ])
-def test_a_folder_that_is_damaged(tmp_path, harm, said):
+def test_a_folder_that_is_damaged(tmp_path, harm, said, monkeypatch):
     folder = write_tiny_sana(tmp_path)
     harm(folder)
+    if "28 more" not in said:
+        monkeypatch.setattr("reflect_core.generators.reflect_dit.folder.load_part", None)  # before any weight is read
     with pytest.raises(UserError, match=said):
         ReflectDiT.from_folder(folder)
+
+
+def change(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize("change_, said", [
+    (lambda f: change(f / "transformer", **REFLECT), "clip_norm.weight is missing"),
+    (lambda f: (f / "transformer" / "config.json").write_text("{}"), "says nothing of reflection")])
+def test_plain_sana_is_no_reflect_dit(tmp_path, folder, change_, said):
+    """Under a config of Reflect-DiT, and as a checkpoint on top of another model; the message names its folder."""
+    plain = write_tiny_sana(tmp_path / "plain", reflect=False)
+    change_(plain)
+    with pytest.raises(UserError, match=said) as told:
+        ReflectDiT.from_folder(folder, lora=plain / "transformer")
+    assert str(plain / "transformer") in str(told.value)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_checkpoint_in_bin_goes_on_top_of_a_model(tmp_path, folder, model, shards):
+    """As its authors' training saves it; a missing shard is told before any weight is read."""
+    released = tmp_path / "dit" / "transformer"
+    shutil.copytree(folder / "transformer", released)
+    weights = load_file(released / f"{STEM}.safetensors")
+    (released / f"{STEM}.safetensors").unlink()
+    names = [f"{STEM}.bin"] if shards == 1 else [f"{STEM}-{k}.bin" for k in range(shards)]
+    for k, name in enumerate(names):
+        torch.save({key: weights[key] for key in sorted(weights)[k::shards]}, released / name)
+    if shards > 1:
+        where = {key: names[k % shards] for k, key in enumerate(sorted(weights))}
+        (released / f"{STEM}.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    with_it = ReflectDiT.from_folder(folder, lora=released, image_tokens=16)
+    assert np.array_equal(*pixels([*with_it.draw([told("add a star")]), *model.draw([told("add a star")])]))
+    (released / names[-1]).unlink()
+    with pytest.raises(UserError, match="has no weights" if shards == 1 else "no such file, or an empty one"):
+        ReflectDiT.from_folder(folder, lora=released, image_tokens=16)
+
+
+def test_the_eyes_of_a_whole_siglip(tmp_path, folder, caplog):
+    """What comes with google/siglip-large-patch16-384: eyes and ears in one folder."""
+    whole = write_tiny_sana(tmp_path)
+    eyes = ReflectDiT.from_folder(whole).parts["image_encoder"]
+    both = SiglipModel(SiglipConfig(vision_config=eyes.config.to_dict(), text_config={
+        "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": 30}))
+    both.vision_model.load_state_dict({k.removeprefix("vision_model."): v for k, v in eyes.state_dict().items()})
+    expected = ReflectDiT.from_folder(whole).pictures.tokens(picture(1))
+    shutil.rmtree(whole / "image_encoder")
+    both.save_pretrained(whole / "image_encoder")
+    caplog.clear()
+    assert torch.equal(ReflectDiT.from_folder(whole).pictures.tokens(picture(1)), expected)
+    assert "text_model" not in caplog.text
+
+
+def test_a_step_is_asked_of_the_model_when_it_was_in_training(model):
+    """The published schedule (section 5): 20 steps, shift 3."""
+    scheduler = DPMSolverMultistepScheduler.from_config(model.schedule_config)
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps.tolist() == [999, 982, 963, 944, 922, 899, 874, 847, 817, 785, 749, 710, 666, 617, 562,
+                                            499, 428, 345, 249, 136]
+    with pytest.raises(UserError, match="at most the 1000"):
+        model.draw([replace(PLAIN, steps=1001)])

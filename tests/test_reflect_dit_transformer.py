@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from check_golden import BOUND, check, read_golden
+from tiny_sana import prepared
 
-from reflect_core.generators.reflect_dit.cached import Rows, denoise, prepare
+from reflect_core.generators.reflect_dit.cached import _lengths, denoise
 from reflect_core.generators.reflect_dit.checkpoint import build
 from reflect_core.generators.reflect_dit.context import Pairs, rotary, rows_of
 from reflect_core.generators.reflect_dit.transformer import reflect_forward
@@ -73,11 +74,12 @@ def sample(seed, count=5, image_tokens=16, length=14):
     return noise(count, image_tokens, 20), noise(count, length, 24), mask, prompts, noise(2, 4, 8, 8)
 
 
-@pytest.mark.parametrize("mask_last", [True, False])
+@pytest.mark.parametrize("switches", [{}, {"mask_last": False}, {"rotary_bf16": False}, {"pad_context": False}])
 @pytest.mark.parametrize("contexts", [((0, 1, 2), (3,)), ((4,), (1, 0)), (None, (2,)), (None, None)])
-def test_cached_equals_plain_one_prompt_at_a_time(model, contexts, mask_last):
+def test_cached_equals_plain_one_prompt_at_a_time(model, contexts, switches):
     """Two prompts with guidance in one call, over three time steps, as four rows: each as the official call of one."""
     transformer, context = model
+    plainly = {k.replace("pad_context", "mask_context"): v != (k == "pad_context") for k, v in switches.items()}
     images, texts, mask, prompts, latents = sample(3)
     nothing = (torch.zeros(1, 10, 24) + 0.1, (torch.arange(10) < 1).long()[None])
     steps = torch.tensor([999.0, 749.0, 136.0])
@@ -85,14 +87,14 @@ def test_cached_equals_plain_one_prompt_at_a_time(model, contexts, mask_last):
     pairs = Pairs(images, texts, mask, tuple(row for _, row in rows))
     states, masks = (torch.cat([prompt[k] for prompt, _ in rows]) for k in (0, 1))
     with torch.no_grad():
-        prepared = prepare(transformer, context, steps, Rows(states, masks), pairs, [2, 3, 0, 1], mask_last=mask_last)
+        made = prepared(transformer, context, steps, states, masks, pairs, [2, 3, 0, 1], **switches)
         for number, t in enumerate(steps):
-            cached = denoise(transformer, prepared, torch.cat([latents, latents]), number)
+            cached = denoise(transformer, made, torch.cat([latents, latents]), number)
             for prompt in (0, 1):
                 pair = Pairs(images, texts, mask, (None, contexts[prompt]))
                 plain = reflect_forward(transformer, context, latents[prompt].expand(2, -1, -1, -1),
                                         torch.cat([nothing[0], prompts[prompt][0]]), t.expand(2),
-                                        torch.cat([nothing[1], prompts[prompt][1]]), pair, mask_last=mask_last)
+                                        torch.cat([nothing[1], prompts[prompt][1]]), pair, **plainly)
                 assert (cached[[prompt, prompt + 2]] - plain).abs().max() < 1e-5
 
 
@@ -101,9 +103,9 @@ def test_cached_plain_sana_is_diffusers_own(model):
     _, _, _, prompts, latents = sample(5)
     states, masks = (torch.cat([prompt[k] for prompt in prompts]) for k in (0, 1))
     with torch.no_grad():
-        prepared = prepare(transformer, None, torch.tensor([500.0]), Rows(states, masks))
+        made = prepared(transformer, None, torch.tensor([500.0]), states, masks)
         own = transformer(latents, states, torch.tensor([500.0, 500.0]), encoder_attention_mask=masks).sample
-        assert (denoise(transformer, prepared, latents, 0) - own).abs().max() < 1e-5
+        assert (denoise(transformer, made, latents, 0) - own).abs().max() < 1e-5
 
 
 def test_padding_in_the_context_can_be_left_out(model):
@@ -119,6 +121,21 @@ def test_padding_in_the_context_can_be_left_out(model):
             both = reflect_forward(transformer, context, latents, states, t, masks,
                                    Pairs(images, texts, mask, ((0,), (1, 2, 3))), mask_last=False, mask_context=masked)
             assert ((both[:1] - alone).abs().max() < 1e-5) == masked
+
+
+def test_what_is_attended_to_in_the_published_size(model):
+    """Section 1.7: three pairs of 64 picture tokens and 11, 9 and 14 of feedback are 226; a dropped row has 68. The
+    last one of the longer row is masked."""
+    both = [226, 68]
+    assert [(row.own, row.both, row.seen) for row in _lengths(both, [1, 0], True)] == [(226, 226, 225), (68, 226, 68)]
+    assert [row.seen for row in _lengths([68, 68], [1, 0], True)] == [67, 67]
+    assert [row.seen for row in _lengths(both, [1, 0], False)] == both
+
+
+def test_more_pictures_than_texts_are_no_pairs():
+    images, texts, mask, _, _ = sample(3, count=3)
+    with pytest.raises(UserError, match="3 pictures, 2 feedback texts"):
+        Pairs(images, texts[:2], mask[:2], ((0, 1, 2),))
 
 
 def test_rows_of_an_index():

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_sana import prepared
 from tiny_training import inside, tensors, tiny_configs, train, write_config
 
-from reflect_core.generators.reflect_dit.cached import Rows, denoise, prepare
+from reflect_core.generators.reflect_dit.cached import denoise
 from reflect_core.generators.reflect_dit.context import ContextEncoder, Pairs
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
 from reflect_core.generators.reflect_dit.transformer import reflect_forward
@@ -301,7 +302,7 @@ def test_tuning_sees_each_row_as_it_is_drawn_alone(parts):
         which, both = int(sees[n] != "nothing"), [n, n]
         pair = reflect_forward(transformer, context, x[both], words[both], t[both], keep[both].long(), pairs)
         assert torch.allclose(together[n], pair[which], atol=2e-5), n
-        drawn = prepare(transformer, context, t[n:n + 1], Rows(words[both], keep[both].long()), pairs, [1, 0])
+        drawn = prepared(transformer, context, t[n:n + 1], words[both], keep[both].long(), pairs, [1, 0])
         assert torch.allclose(together[n], denoise(transformer, drawn, x[both], 0)[which], atol=2e-5), n
 
 

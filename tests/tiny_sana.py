@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from diffusers import AutoencoderDC, DPMSolverMultistepScheduler
 from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma2Model, SiglipVisionConfig, SiglipVisionModel
 
+from reflect_core.generators.reflect_dit.cached import Prepared, keys_values, prepare
 from reflect_core.generators.reflect_dit.checkpoint import build
+from reflect_core.generators.reflect_dit.context import DROPPED_TEXT
 from reflect_core.shapes.tokenizer import write_word_tokenizer
 
 WORDS = ("a two red blue green circle square star add one left of . given user prompt enhanced simple "
@@ -58,3 +61,13 @@ def write_tiny_sana(folder: Path, reflect: bool = True, seed: int = 0, settings:
     (folder / "reflect.json").write_text(json.dumps(settings or {
         "defaults": {"width": 32, "height": 32, "steps": 4, "guidance": 4.5}, "options": {"image_tokens": 16}}))
     return folder
+
+
+def prepared(transformer, context, timesteps, states, masks, pairs=None, beside=None, **switches) -> Prepared:
+    """`prepare` of what `reflect_forward` takes: padded states (B, L, D) with masks (B, L), and pairs."""
+    prompts = [keys_values(transformer, row[: int(mask.sum())]) for row, mask in zip(states, masks)]
+    if pairs is None:
+        return prepare(transformer, context, timesteps, prompts)
+    contexts = [None if row is None else context.tokens(replace(pairs, rows=(row,)))[0][0] for row in pairs.rows]
+    return prepare(transformer, context, timesteps, prompts, contexts, beside,
+                   dropped=pairs.images.shape[1] + DROPPED_TEXT, **switches)

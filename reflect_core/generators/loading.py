@@ -64,15 +64,21 @@ def wrapped(where: Path, load) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of the two libraries while a folder is read or written; their settings come back."""
+    """No progress bars of the two libraries while a folder is read or written, and no table of what a file has besides,
+    as all of SigLIP has where its eyes are wanted; their settings come back."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
     for logging in shown:
         logging.disable_progress_bar()
+    said = [(logging, logging.get_verbosity()) for logging in (of_diffusers, of_transformers)]
+    for logging, verbosity in said:
+        logging.set_verbosity(max(verbosity, logging.ERROR))
     try:
         yield
     finally:
+        for logging, verbosity in said:
+            logging.set_verbosity(verbosity)
         for logging in shown:
             logging.enable_progress_bar()

@@ -36,8 +36,8 @@ def check_request(request: Request, patch: int, max_context: int) -> None:
 
 def _check_context(request: Request, max_context: int) -> None:
     if request.context and not max_context:
-        raise UserError("a request has a picture to correct, but this model has no corrector LoRA; "
-                        "expected a plain request, or a model with one; try to load it with a corrector's LoRA")
+        raise UserError("a request has a picture to correct, but this model has no corrector; expected a plain "
+                        "request, or a model with one; try to load it with a corrector's weights")
     if len(request.context) > max_context:
         raise UserError(f"a request has {len(request.context)} context pairs; expected at most {max_context}, which "
                         "is all that this model sees; try the latest")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .context import DROPPED_TEXT, ContextEncoder, Pairs
+from .context import ContextEncoder
 
 NEVER = float("-inf")
 
@@ -27,8 +27,8 @@ class Group:
     """What some rows of a batch attend to: those with feedback in view, those without, or all of a plain batch."""
 
     rows: slice | list[int]
-    prompts: tuple[tuple[Tensor, Tensor], ...]
-    """Of each block the prompts' keys and values (b, H, L, D)."""
+    prompts: Tensor
+    """The prompts' keys and values in each of the N blocks (N, 2, b, H, L, d)."""
     context: Tensor | None
     """(S, b, M, C), for each of the S time steps; None for plain SANA."""
     bias: Tensor
@@ -46,25 +46,26 @@ class Prepared:
     """(S, C)"""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Prompt states (B, L, D) and their mask (B, L)."""
-
-    states: Tensor
-    mask: Tensor
+def keys_values(transformer: nn.Module, states: Tensor) -> Tensor:
+    """A prompt's states (L, D) to its keys and values in each of the N blocks (N, 2, H, L, d)."""
+    words = transformer.caption_norm(transformer.caption_projection(states[None]))
+    return torch.stack([torch.cat(_keys_values(block.attn2, words)) for block in transformer.transformer_blocks])
 
 
-def prepare(transformer: nn.Module, context: ContextEncoder | None, timesteps: Tensor, rows: Rows,
-            pairs: Pairs | None = None, beside: Sequence[int] | None = None, *, mask_last: bool = True,
-            pad_context: bool = True, rotary_bf16: bool = True) -> Prepared:
+def prepare(transformer: nn.Module, context: ContextEncoder | None, timesteps: Tensor, prompts: Sequence[Tensor],
+            contexts: Sequence[Tensor | None] | None = None, beside: Sequence[int] | None = None, *, dropped: int = 0,
+            mask_last: bool = True, pad_context: bool = True, rotary_bf16: bool = True) -> Prepared:
     """Do once what no step changes.
 
     Args:
         timesteps: (S,) in 0..1000, all that `denoise` will be asked for.
-        pairs: the rows' contexts; None: plain SANA. A dropped row (None in `pairs.rows`) has that of no feedback.
+        prompts: of each row what `keys_values` makes of it. Rows of one prompt should have one tensor.
+        contexts: of each row its tokens (M, C), those of `ContextEncoder.tokens`; None for a row whose context is
+            dropped. None altogether: plain SANA. Rows of one context should have one tensor.
         beside: for each row the one that it is led away from, or that is led away from it, by guidance: those two are
             one call of the official code, and the longer of them decides what is padded and masked. None: every row
             stands alone.
+        dropped: how many tokens a dropped row has.
         mask_last: never attend to a row's last token, where it is the longer of the two. Official: true.
         pad_context: where a row is shorter than a dropped one, zeros fill it up in the context transformer. Official:
             true.
@@ -74,27 +75,22 @@ def prepare(transformer: nn.Module, context: ContextEncoder | None, timesteps: T
     modulation, embedded = transformer.time_embed(timesteps, batch_size=len(timesteps), hidden_dtype=dtype)
 
     def group(numbers: list[int], tokens: Tensor | None = None, more: Tensor | None = None) -> Group:
-        mask = rows.mask[numbers]
-        longest = int(mask.sum(dim=1).max())
-        words = transformer.caption_norm(transformer.caption_projection(rows.states[numbers, :longest]))
-        bias = _never(mask[:, :longest] == 0, dtype)
-        bias = bias if more is None else torch.cat([bias, more], dim=1)
+        words, bias = _together([prompts[number] for number in numbers])
+        bias = bias if more is None else torch.cat([bias, more.to(bias)], dim=1)
         where = slice(numbers[0], numbers[-1] + 1) if numbers == list(range(numbers[0], numbers[-1] + 1)) else numbers
-        return Group(where, tuple(_keys_values(block.attn2, words) for block in transformer.transformer_blocks), tokens,
-                     bias[:, None, None])
+        return Group(where, words, tokens, bias[:, None, None])
 
-    if pairs is None:
-        return Prepared((group(list(range(len(rows.states)))),), modulation, embedded)
-    lengths = _lengths(pairs, beside, mask_last)
-    told = [number for number, row in enumerate(pairs.rows) if row is not None]
-    without = [number for number, row in enumerate(pairs.rows) if row is None]
+    if contexts is None:
+        return Prepared((group(list(range(len(prompts)))),), modulation, embedded)
+    lengths = _lengths([dropped if tokens is None else len(tokens) for tokens in contexts], beside, mask_last)
+    told = [number for number, tokens in enumerate(contexts) if tokens is not None]
+    without = [number for number, tokens in enumerate(contexts) if tokens is None]
     groups = []
     if without:
         groups.append(group(without, *_nothing(context, [lengths[n] for n in without], modulation, rotary_bf16)))
     if told:
-        own = replace(pairs, rows=tuple(pairs.rows[n] for n in told))
-        groups.append(group(told, *_context(context, own, [lengths[n] for n in told], modulation, pad_context,
-                                            rotary_bf16)))
+        groups.append(group(told, *_context(context, [contexts[n] for n in told], [lengths[n] for n in told],
+                                            modulation, pad_context, rotary_bf16)))
     return Prepared(tuple(groups), modulation, embedded)
 
 
@@ -120,11 +116,19 @@ class _Length:
     seen: int
 
 
-def _lengths(pairs: Pairs, beside: Sequence[int] | None, mask_last: bool) -> list[_Length]:
-    images, counts = pairs.images.shape[1], pairs.text_mask.sum(dim=1).tolist()
-    own = [images + DROPPED_TEXT if row is None else sum(images + counts[pair] for pair in row) for row in pairs.rows]
+def _lengths(own: Sequence[int], beside: Sequence[int] | None, mask_last: bool) -> list[_Length]:
     both = [max(own[n], own[n if beside is None else beside[n]]) for n in range(len(own))]
     return [_Length(a, most, a - int(mask_last and a == most)) for a, most in zip(own, both)]
+
+
+def _together(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts (N, 2, H, L, d) of several lengths as (N, 2, b, H, L, d), and the bias (b, L) that hides the padding."""
+    lengths = prompts[0].new_tensor([prompt.shape[3] for prompt in prompts], dtype=torch.long)
+    longest = int(lengths.max())
+    hides = _never(torch.arange(longest, device=lengths.device) >= lengths[:, None], prompts[0].dtype)
+    if all(prompt is prompts[0] for prompt in prompts):
+        return prompts[0][:, :, None].expand(-1, -1, len(prompts), -1, -1, -1), hides
+    return torch.stack([F.pad(prompt, (0, 0, 0, longest - prompt.shape[3])) for prompt in prompts], dim=2), hides
 
 
 def _nothing(encoder: ContextEncoder, lengths: list[_Length], modulation: Tensor, rotary_bf16: bool
@@ -135,18 +139,20 @@ def _nothing(encoder: ContextEncoder, lengths: list[_Length], modulation: Tensor
     return context, torch.tensor([[math.log(length.seen)] for length in lengths]).to(modulation)
 
 
-def _context(encoder: ContextEncoder, pairs: Pairs, lengths: list[_Length], modulation: Tensor, pad_context: bool,
-             rotary_bf16: bool) -> tuple[Tensor, Tensor]:
-    """Context (S, b, M, C) and bias (b, M) of rows with feedback."""
-    steps, inside = len(modulation), [length.both if pad_context else length.own for length in lengths]
-    tokens, _ = encoder.tokens(pairs)
-    tokens = F.pad(tokens, (0, 0, 0, max(inside) - tokens.shape[1]))
-    places = torch.arange(max(inside), device=tokens.device)
-    made = encoder(tokens.repeat(steps, 1, 1), modulation.repeat_interleave(len(lengths), dim=0),
+def _context(encoder: ContextEncoder, contexts: Sequence[Tensor], lengths: list[_Length], modulation: Tensor,
+             pad_context: bool, rotary_bf16: bool) -> tuple[Tensor, Tensor]:
+    """Context (S, b, M, C) and bias (b, M) of rows with feedback, each different one made once."""
+    wanted = [(id(tokens), length.both if pad_context else length.own) for tokens, length in zip(contexts, lengths)]
+    different = {one: tokens for one, tokens in zip(wanted, contexts)}
+    inside = [long for _, long in different]
+    tokens = torch.stack([F.pad(one, (0, 0, 0, max(inside) - len(one))) for one in different.values()])
+    steps, places = len(modulation), torch.arange(max(inside), device=tokens.device)
+    made = encoder(tokens.repeat(steps, 1, 1), modulation.repeat_interleave(len(inside), dim=0),
                    (places < places.new_tensor(inside)[:, None]).repeat(steps, 1), rotary_bf16=rotary_bf16)
     seen = max(length.seen for length in lengths)
     bias = _never(places[:seen] >= places.new_tensor([length.seen for length in lengths])[:, None], made.dtype)
-    return made.unflatten(0, (steps, len(lengths)))[:, :, :seen], bias
+    order = list(different)
+    return made.unflatten(0, (steps, len(inside)))[:, [order.index(one) for one in wanted], :seen], bias
 
 
 def _never(where: Tensor, dtype: torch.dtype) -> Tensor:

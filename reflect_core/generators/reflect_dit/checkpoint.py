@@ -12,7 +12,7 @@ from diffusers import SanaTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...model_files import read_json, read_safetensors
+from ...model_files import check_safetensors, read_json, read_safetensors
 from ...types import UserError
 from .context import ContextEncoder
 
@@ -23,14 +23,14 @@ NEEDED = {"vision_feature_dim": int, "num_reflection_transformer_layers": int}
 IGNORED = ("reflection", "reflection_mode", "context_qk_norm")
 
 
-def build(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+def build(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, where: str | Path = "a checkpoint"
           ) -> tuple[SanaTransformer2DModel, ContextEncoder]:
     """The two modules that a config.json describes, with `weights` in them if there are any.
 
-    UserError for a config of plain SANA, or another kind of Reflect-DiT than the released one, and for missing,
-    unexpected or misshapen tensors.
+    UserError, naming `where`, for a config of plain SANA, or another kind of Reflect-DiT than the released one, and for
+    missing, unexpected or misshapen tensors.
     """
-    check_config(config)
+    check_config(config, where)
     own = {k: v for k, v in config.items() if not k.startswith("_") and k not in (*NEEDED, *IGNORED)}
     transformer = SanaTransformer2DModel(**own).eval()
     made = transformer.config
@@ -39,7 +39,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
                              config["num_reflection_transformer_layers"], made.mlp_ratio).eval()
     if weights is not None:
         expected = {**transformer.state_dict(), **context.state_dict()}
-        check_names(expected, weights)
+        check_names(expected, weights, where)
         transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)})
         context.load_state_dict({k: v for k, v in weights.items() if k.startswith(OWN)})
     return transformer, context
@@ -54,13 +54,12 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[SanaTr
     folder = Path(folder)
     config = read_json(folder / "config.json", "expected the one of a Reflect-DiT checkpoint; try the folder above or "
                                                "below")
-    check_config(config)
     with torch.device("meta"):
-        transformer, context = build(config)
+        transformer, context = build(config, where=folder)
     weights: dict[str, Tensor] = {}
     for file in weight_files(folder):
         weights |= {name: tensor.to(dtype) for name, tensor in _read(file).items()}
-    check_names({**transformer.state_dict(), **context.state_dict()}, weights)
+    check_names({**transformer.state_dict(), **context.state_dict()}, weights, folder)
     transformer.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)}, assign=True)
     context.load_state_dict({k: v for k, v in weights.items() if k.startswith(OWN)}, assign=True)
     if isinstance(transformer.patch_embed.pos_embed, Tensor):  # computed, so that no file has it; SANA has none
@@ -82,7 +81,19 @@ def write_checkpoint(folder: str | Path, transformer: SanaTransformer2DModel, co
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The one file, or the shards that an index lists. UserError if there are none."""
+    """The one file, or the shards that an index lists. UserError if there are none, or one of them is missing or cut
+    short (of a `.bin` only reading tells). Reads headers only."""
+    files = _listed(folder)
+    for file in files:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+        elif not file.is_file() or not file.stat().st_size:
+            raise UserError(f"{file}: no such file, or an empty one; expected a part of the checkpoint; try to copy or "
+                            "download it again")
+    return files
+
+
+def _listed(folder: Path) -> list[Path]:
     for suffix in (".safetensors", ".bin"):
         index = folder / f"{STEM}{suffix}.index.json"
         if index.is_file():
@@ -112,26 +123,28 @@ def _read(file: Path) -> dict[str, Tensor]:
     return weights
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], where: str | Path) -> None:
+    """UserError, naming `where`, unless it is of the released kind of Reflect-DiT."""
     if not config.get("reflection"):
-        raise UserError("the config says nothing of reflection: it is of plain SANA; expected Reflect-DiT's, with "
-                        f"'reflection', {', '.join(map(repr, NEEDED))}; try the model's own folder")
+        raise UserError(f"{where}: the config says nothing of reflection: it is of plain SANA; expected Reflect-DiT's, "
+                        f"with 'reflection', {', '.join(map(repr, NEEDED))}; try its checkpoint, or plain SANA by "
+                        "itself")
     for name, kind in NEEDED.items():
         value = config.get(name)
         if not isinstance(value, kind) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} in the config is {value!r}; expected a whole number of 1 or more")
+            raise UserError(f"{where}: {name} in the config is {value!r}; expected a whole number of 1 or more")
     for name, known in (("reflection_mode", (None, "vanilla")), ("context_qk_norm", (None,))):
         if config.get(name) not in known:
-            raise UserError(f"{name} in the config is {config[name]!r}; expected {known[-1]!r}, as in the released "
-                            "model")
+            raise UserError(f"{where}: {name} in the config is {config[name]!r}; expected {known[-1]!r}, as in the "
+                            "released model")
 
 
-def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """UserError that names the first tensor that is missing, too many, or of another shape."""
+def check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """UserError that names `where` and the first tensor that is missing, too many, or of another shape."""
     for name in sorted({**expected, **weights}):
         have, want = weights.get(name), expected.get(name)
         if have is None or want is None or have.shape != want.shape:
             got = "missing" if have is None else f"of the shape {tuple(have.shape)}"
             should = "no such tensor" if want is None else f"the shape {tuple(want.shape)}"
-            raise UserError(f"{name} is {got}; expected {should}, as the config makes it; try a checkpoint and a "
-                            "config that belong together")
+            raise UserError(f"{where}: {name} is {got}; expected {should}, as the config makes it; try a checkpoint "
+                            "and a config that belong together")

@@ -18,6 +18,8 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from ...types import UserError
+
 DROPPED_TEXT = 4
 """Zero vectors that stand for the feedback of a dropped row, besides those of one picture."""
 ROPE_BASE, ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_LENGTH = 500_000.0, 8.0, 1.0, 4.0, 2048
@@ -37,6 +39,12 @@ class Pairs:
     """For each row of the batch its pairs in order; None: the row's context is dropped."""
     see: str = "both"
     """'words' or 'pictures': zero vectors stand in the place of the other, as they do in a dropped row."""
+
+    def __post_init__(self) -> None:
+        counts = len(self.images), len(self.texts), len(self.text_mask)
+        if len(set(counts)) > 1:
+            raise UserError(f"got {counts[0]} pictures, {counts[1]} feedback texts and masks of {counts[2]}; expected "
+                            "as many of each: a pair has one of both")
 
 
 class ContextEncoder(nn.Module):
@@ -64,13 +72,20 @@ class ContextEncoder(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.reflection_norm.weight)
 
+    def adapted_picture(self, states: Tensor) -> Tensor:
+        """Of the picture encoder (..., V) to tokens (..., C)."""
+        return self.clip_norm(self.clip_projection(states))
+
+    def adapted_text(self, states: Tensor) -> Tensor:
+        """Of the text encoder (..., D) to tokens (..., C)."""
+        return self.reflection_text_norm(self.reflection_text_projection(states))
+
     def tokens(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, C) of the rows, padded with zeros on the right, and the mask (B, L) of real ones.
 
         They depend on no time step: make them once.
         """
-        images = self.clip_norm(self.clip_projection(pairs.images))
-        texts = self.reflection_text_norm(self.reflection_text_projection(pairs.texts))
+        images, texts = self.adapted_picture(pairs.images), self.adapted_text(pairs.texts)
         images = torch.zeros_like(images) if pairs.see == "words" else images
         texts = torch.zeros_like(texts) if pairs.see == "pictures" else texts
         lengths = pairs.text_mask.sum(dim=1).tolist()

@@ -12,17 +12,18 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ...types import Picture, UserError
 from ..kept import Kept
 from ..places import Places
+from ..rgb import as_rgb
 from .options import INSTRUCTION
 
 
@@ -87,18 +88,19 @@ class Pictures:
 
     def __init__(self, image_encoder, tokens: int, keep: int, places: Places) -> None:
         self.image_encoder, self.places = image_encoder, places
-        self.side = math.isqrt(tokens)
-        grid = image_encoder.config.image_size // image_encoder.config.patch_size
-        if grid % self.side:
-            raise UserError(f"{tokens} tokens of a picture are {self.side} along a side; expected a divisor of the "
-                            f"picture encoder's {grid}. With the published one: 64, 36 or 16")
+        config = image_encoder.config
+        self.side = pooled_side(tokens, config.image_size // config.patch_size)
         self.kept = Kept(keep)
 
     def tokens(self, picture: Picture) -> Tensor:
-        """A picture of any size and mode to tokens (T, V). A rotation in its EXIF data is carried out."""
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        """A picture of any size and mode to tokens (T, V)."""
+        return self.found(picture)[1]
+
+    def found(self, picture: Picture) -> tuple[Hashable, Tensor]:
+        """What the picture is kept by, and its tokens."""
+        picture = as_rgb(picture)
         key = (picture.size, hashlib.sha256(picture.tobytes()).digest())
-        return self.kept.get(key, lambda: self._tokens(picture))[0]
+        return key, self.kept.get(key, lambda: self._tokens(picture))[0]
 
     def _tokens(self, picture: Picture) -> Tensor:
         return self.pooled([picture])[0]
@@ -114,6 +116,15 @@ class Pictures:
         grid = math.isqrt(states.shape[1])
         pooled = F.avg_pool2d(states.transpose(1, 2).unflatten(2, (grid, grid)), grid // self.side)
         return pooled.flatten(2).transpose(1, 2).to("cpu")
+
+
+def pooled_side(tokens: int, grid: int) -> int:
+    """Tokens along a side. UserError if the encoder's square of grid x grid cannot be pooled to so many."""
+    side = math.isqrt(tokens)
+    if grid % side:
+        raise UserError(f"{tokens} tokens of a picture are {side} along a side; expected a divisor of the picture "
+                        f"encoder's {grid}. With the published one: 64, 36 or 16")
+    return side
 
 
 def instruction(option: str) -> str:

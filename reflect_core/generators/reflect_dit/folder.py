@@ -1,7 +1,8 @@
 """A SANA model as a folder in diffusers' layout, plain or with Reflect-DiT's weights, read without network.
 
 `transformer/` may hold either: a `config.json` with the keys of Reflect-DiT is the released checkpoint's
-layout (`checkpoint.py`). With it the folder needs a SigLIP vision model in `image_encoder/`.
+layout (`checkpoint.py`), in safetensors. With it the folder needs a SigLIP vision model in `image_encoder/`. A
+checkpoint in `.bin` lies beside the model, in a folder of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...model_files import PICKLES, check_model_folder, read_json
 from ...types import UserError
 from ..loading import load_part, quiet
 from ..memory import enough_memory
-from .checkpoint import check_config, load, weight_files, write_checkpoint
+from .checkpoint import STEM, check_config, load, weight_files, write_checkpoint
 from .context import ContextEncoder
 
 VISION = "image_encoder"
@@ -38,11 +39,15 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None, visio
     """The model index of a SANA folder, and the checkpoint of Reflect-DiT that goes with it, or None.
 
     `checkpoint`: its folder, where it does not lie in the model's own `transformer/`; `vision`: the picture encoder's,
-    where it lies with neither. Reads no weights. Raises UserError, naming the file.
+    where it lies with neither. Reads configs and the headers of weights. Raises UserError, naming the file.
     """
     folder = Path(folder)
     config = read_json(folder / "transformer" / "config.json", "expected the config of a SANA transformer")
     own = config.get("reflection")
+    if own and checkpoint is None and (pickles := sorted((folder / "transformer").glob(f"{STEM}*.bin"))):
+        raise UserError(f"{pickles[0]}: a model's own folder must hold no pickles; expected the checkpoint in "
+                        "safetensors there; try to move that folder out of the model and to name it with --lora, which "
+                        "reads a .bin too, as weights alone")
     index = check_model_folder(folder, list(_CLASSES) + ([VISION] if own or (folder / VISION).is_dir() else []))
     for name, choices in _CLASSES.items():
         if tuple(index[name]) not in choices:
@@ -53,19 +58,44 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None, visio
     if place is None:
         return index, None
     place = place.parent if place.is_file() else place
-    check_config(read_json(place / "config.json", "expected the one of a Reflect-DiT checkpoint"))
+    config = read_json(place / "config.json", "expected the one of a Reflect-DiT checkpoint")
+    check_config(config, place)
     weight_files(place)
-    if vision is None and vision_folder(folder, place) is None:
+    eye = vision_folder(folder, place) if vision is None else Path(vision)
+    if eye is None:
         raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
                         "google/siglip-large-patch16-384), which sees the flawed pictures")
+    _check_widths(config, {"vision_feature_dim": vision_config(eye).get("hidden_size", 768),
+                           **{name: read_json(folder / part / "config.json", "").get(key)
+                              for name, part, key in (("caption_channels", "text_encoder", "hidden_size"),
+                                                      ("in_channels", "vae", "latent_channels"))}}, place)
     return index, place
+
+
+def vision_config(folder: str | Path) -> dict[str, Any]:
+    """The config of SigLIP's vision model, from `image_encoder/` of a folder or, if there is none, from the folder
+    itself, be it of the vision model alone or of all of SigLIP."""
+    folder = Path(folder)
+    place = folder / VISION if (folder / VISION).is_dir() else folder
+    config = read_json(place / "config.json", "expected the one of a SigLIP model")
+    return config.get("vision_config", config)
+
+
+def _check_widths(config: dict[str, Any], made: dict[str, Any], place: Path) -> None:
+    """UserError unless a checkpoint takes what the other parts make."""
+    parts = {"vision_feature_dim": "picture encoder", "caption_channels": "text encoder", "in_channels": "autoencoder"}
+    for name, width in made.items():
+        if name in config and width is not None and config[name] != width:
+            raise UserError(f"{place}: its {name} is {config[name]}, and the model's {parts[name]} makes {width}; "
+                            f"expected parts that belong together; try the {parts[name]} that it was trained with "
+                            "(published: SigLIP large of 384 pixels, and all else of SANA 1.6B)")
 
 
 def load_vision(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """SigLIP's vision model from `image_encoder/` of a folder or, if there is none, from the folder itself."""
     folder = Path(folder)
+    vision_config(folder)
     place, name = (folder, VISION) if (folder / VISION).is_dir() else (folder.parent, folder.name)
-    read_json(place / name / "config.json", "expected the one of a SigLIP model")
     with quiet():
         return load_part(place, name, ["transformers", "SiglipVisionModel"], dtype)
 

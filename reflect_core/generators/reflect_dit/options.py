@@ -46,9 +46,13 @@ class ReflectOptions:
     """Texts whose states are kept."""
     picture_cache: int = 64
     """Context pictures whose tokens are kept."""
+    prompt_cache: int = 8
+    """Prompts whose keys and values in every block are kept for the next tries; in the published size and bf16 each
+    takes 0.18 MB a token beside the transformer's weights."""
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "image_tokens", "max_sequence_length", "max_batch", "text_cache", "picture_cache"):
+        for name in ("max_context", "image_tokens", "max_sequence_length", "max_batch", "text_cache", "picture_cache",
+                     "prompt_cache"):
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
                 raise UserError(f"option {name} is {value!r}; expected a whole number of 1 or more")

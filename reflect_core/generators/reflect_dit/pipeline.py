@@ -26,10 +26,11 @@ from ..memory import enough_memory
 from ..places import Places
 from ..preview import Previews
 from ..requests import check_request
-from .cached import Prepared, Rows, denoise, prepare
-from .context import ContextEncoder, Pairs
-from .encoding import Pictures, Texts, instruction
-from .folder import load_components
+from .cached import Prepared, denoise, prepare
+from .context import DROPPED_TEXT, ContextEncoder
+from .encoding import Pictures, Texts, pooled_side
+from .folder import check_folder, load_components, vision_config, vision_folder
+from .inputs import Encoded, Inputs
 from .options import ReflectOptions
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 20, "guidance": 4.5}
@@ -60,7 +61,7 @@ class ReflectDiT:
         self.texts = Texts(tokenizer, text_encoder, options.max_sequence_length, options.text_cache, self.places)
         self.pictures = None if image_encoder is None else Pictures(image_encoder, options.image_tokens,
                                                                     options.picture_cache, self.places)
-        self.instruction = instruction(options.prompt_instruction)
+        self.inputs = Inputs(transformer, context, self.texts, self.pictures, options)
         self.patch = 2 ** (len(vae.config.encoder_block_out_channels) - 1) * transformer.config.patch_size
         self.processor = PixArtImageProcessor(vae_scale_factor=self.patch)
         self.previews = Previews(vae, self.patch // transformer.config.patch_size, self.places)
@@ -89,6 +90,10 @@ class ReflectDiT:
             raise UserError(f"{path}: Reflect-DiT has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or ReflectOptions(), **settings)
+        place = check_folder(path, lora)[1]
+        if place is not None:
+            seen = vision_config(vision_folder(Path(path), place))
+            pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
         return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
 
     def with_options(self, **changes: Any) -> ReflectDiT:
@@ -97,8 +102,8 @@ class ReflectDiT:
         UserError for other options: they are fixed once a model is loaded.
         """
         if other := sorted(set(changes) - {"see"}):
-            raise UserError(f"Reflect-DiT has no option {other[0]!r}; the policy 'official' is that of FLUX "
-                            "correctors; try 'reflect_dit'")
+            raise UserError(f"a model of the SANA family has no option {other[0]!r} that can be changed once it is "
+                            "loaded; expected 'see'")
         same = copy.copy(self)
         same.options = replace(self.options, **changes)
         return same
@@ -121,6 +126,9 @@ class ReflectDiT:
         """
         for request in requests:
             check_request(request, self.patch, self.max_context)
+            if request.steps > self.schedule_config["num_train_timesteps"]:
+                raise UserError(f"steps is {request.steps}; expected at most the "
+                                f"{self.schedule_config['num_train_timesteps']} that the model was trained with")
         made: list = [None] * len(requests)
         for numbers in self._batches(requests):
             batch, start = [requests[n] for n in numbers], time.perf_counter()
@@ -146,15 +154,15 @@ class ReflectDiT:
         first, dtype = batch[0], self.transformer.dtype
         shape = (1, self.transformer.config.in_channels, first.height // self.patch, first.width // self.patch)
         noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(r.seed)) for r in batch]
-        rows, pairs, calls, notes = self._inputs(batch)
+        guided = first.guidance > 1
+        encoded = self.inputs.encode(batch, guided)
         if callback is not None:
             self.previews.prepare(first)
-        pixels = first.width * first.height * len(rows.states)
+        pixels = first.width * first.height * len(encoded.prompts)
         device = self.places("transformer", pixels)
         scheduler = DPMSolverMultistepScheduler.from_config(self.schedule_config)
         scheduler.set_timesteps(first.steps, device=device)
-        guided = first.guidance > 1
-        prepared = self._prepare(scheduler.timesteps, rows, pairs, guided, device, dtype)
+        prepared = self._prepare(scheduler.timesteps, encoded, device)
         latents = torch.cat(noise).to(device)
         guidance = torch.tensor([r.guidance for r in batch], device=device).view(-1, 1, 1, 1)
         for step, t in enumerate(scheduler.timesteps):
@@ -169,53 +177,17 @@ class ReflectDiT:
                 # Where the straight way from before the step leads to.
                 straight = partial(torch.sub, before, t / 1000 * velocity)
                 callback(Step(step + 1, first.steps, lambda end=straight: self._preview(end(), first)))
-        return latents, calls, notes
+        return latents, encoded.calls, encoded.notes
 
-    def _prepare(self, timesteps: Tensor, rows: Rows, pairs: Pairs | None, guided: bool, device, dtype: torch.dtype
-                 ) -> Prepared:
-        rows = Rows(rows.states.to(device, dtype), rows.mask.to(device))
-        beside = None
-        if pairs is not None:
-            pairs = replace(pairs, images=pairs.images.to(device, dtype), texts=pairs.texts.to(device, dtype),
-                            text_mask=pairs.text_mask.to(device))
-            half = len(pairs.rows) // 2
-            if guided:
-                beside = [*range(half, 2 * half), *range(half)]
+    def _prepare(self, timesteps: Tensor, encoded: Encoded, device: torch.device | str) -> Prepared:
+        options, half = self.options, len(encoded.prompts) // 2
+        prompts, contexts = self.inputs.rows(encoded, device, options.see)
+        guided = len(prompts) > len(encoded.calls)
+        beside = [*range(half, 2 * half), *range(half)] if guided else None
         scaled = timesteps * self.transformer.config.timestep_scale
-        return prepare(self.transformer, self.context, scaled, rows, pairs, beside, mask_last=self.options.mask_last,
-                       pad_context=self.options.pad_context, rotary_bf16=self.options.rotary_bf16)
-
-    def _inputs(self, batch: Sequence[Request]) -> tuple[Rows, Pairs | None, list[int], list[list[str]]]:
-        """Prompt states and contexts of all rows, those without a prompt first, and each request's encoder calls and
-        notes."""
-        told = [self.texts.states(r.prompt, self.instruction) for r in batch]
-        calls = [int(new) for _, new in told]
-        states = [one for one, _ in told]
-        guided = batch[0].guidance > 1
-        if guided:
-            nothing, new = self.texts.states("")
-            calls[0] += int(new)
-            states = [nothing] * len(batch) + states
-        pairs, notes = None, [[] for _ in batch]
-        if not batch[0].context and self.context is not None and self.options.no_context == "dropped":
-            none = torch.zeros(0, self.options.image_tokens, 0), torch.zeros(0, 0, 0), torch.zeros(0, 0)
-            pairs = Pairs(*none, (None,) * len(states))
-        if batch[0].context:
-            images, texts, owned = [], [], []
-            for number, request in enumerate(batch):
-                owned.append(tuple(range(len(images), len(images) + len(request.context))))
-                for pair in request.context:
-                    heard = self.texts.whole_words(pair.feedback, self.options.feedback_prefix)
-                    if heard != pair.feedback:
-                        notes[number].append(f"the text encoder takes {self.options.max_sequence_length} tokens; of "
-                                             f"the feedback it did not see {pair.feedback[len(heard):].strip()!r}")
-                    words, new = self.texts.states(heard, self.options.feedback_prefix)
-                    calls[number] += int(new)
-                    images.append(self.pictures.tokens(pair.picture))
-                    texts.append(words)
-            pairs = Pairs(torch.stack(images), *_padded(texts), (None,) * (len(batch) if guided else 0) + tuple(owned),
-                          self.options.see)
-        return Rows(*_padded(states)), pairs, calls, notes
+        return prepare(self.transformer, self.context, scaled, prompts, contexts, beside,
+                       dropped=options.image_tokens + DROPPED_TEXT, mask_last=options.mask_last,
+                       pad_context=options.pad_context, rotary_bf16=options.rotary_bf16)
 
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
         """Latents (B, C, H, W) to small pictures."""
@@ -230,9 +202,3 @@ class ReflectDiT:
         image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
         return self.processor.postprocess(image, output_type="pil")[0]
 
-
-def _padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (L, D) to one tensor (B, L, D) and the mask (B, L) of real tokens."""
-    lengths = torch.tensor([len(one) for one in states])
-    padded = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()

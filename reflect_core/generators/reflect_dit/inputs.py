@@ -1,0 +1,100 @@
+"""What the rows of a batch attend to, put together from parts that are each made once and kept (Reflect-DiT, 8).
+
+A prompt's keys and values serve all its steps and tries, a picture's and a feedback's adapted tokens all later rounds.
+Each is made alone, as in `encoding.py`: a batch rounds differently, and a run that is resumed with nothing kept must
+end in the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...types import Request
+from ..kept import Kept
+from .cached import keys_values
+from .context import ContextEncoder
+from .encoding import Pictures, Texts, instruction
+from .options import ReflectOptions
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoders made of a batch. Rows are named by the keys of `states`, those without a prompt first."""
+
+    states: dict[Hashable, Tensor]
+    """Of a text (L, D) or a picture (T, V), on the CPU."""
+    prompts: list[Hashable]
+    contexts: list[tuple[tuple[Hashable, Hashable], ...] | None] | None
+    """For each row its pairs of picture and feedback; None: its context is dropped. None altogether: plain SANA."""
+    calls: list[int]
+    """Of the text encoder, for each request."""
+    notes: list[list[str]]
+    """What each request's record should say."""
+
+
+class Inputs:
+    """Of one model. `encode` before the transformer takes the encoders' room, then `rows` where it lies."""
+
+    def __init__(self, transformer: nn.Module, context: ContextEncoder | None, texts: Texts, pictures: Pictures | None,
+                 options: ReflectOptions) -> None:
+        self.transformer, self.context, self.texts, self.pictures = transformer, context, texts, pictures
+        self.options, self.instruction = options, instruction(options.prompt_instruction)
+        self.prompts = Kept(options.prompt_cache)
+        self.adapted = Kept(options.picture_cache + options.text_cache)
+
+    def encode(self, batch: Sequence[Request], guided: bool) -> Encoded:
+        """By the encoders, each text and picture once. `guided`: a row without prompt and feedback for each request."""
+        options, states = self.options, {}
+        calls, notes = [0] * len(batch), [[] for _ in batch]
+
+        def text(number: int, words: str, before: str = "") -> Hashable:
+            states[before, words], new = self.texts.states(words, before)
+            calls[number] += int(new)
+            return before, words
+
+        def pair(number: int, shown, feedback: str) -> tuple[Hashable, Hashable]:
+            heard = self.texts.whole_words(feedback, options.feedback_prefix)
+            if heard != feedback:
+                notes[number].append(f"the text encoder takes {options.max_sequence_length} tokens; of the feedback "
+                                     f"it did not see {feedback[len(heard):].strip()!r}")
+            key, tokens = self.pictures.found(shown)
+            states[key] = tokens
+            return key, text(number, heard, options.feedback_prefix)
+
+        prompts = [text(number, request.prompt, self.instruction) for number, request in enumerate(batch)]
+        first = [text(0, "")] * len(batch) if guided else []
+        contexts = None
+        if batch[0].context or self.context is not None and options.no_context == "dropped":
+            contexts = [None] * len(first) + [
+                tuple(pair(number, one.picture, one.feedback) for one in request.context) or None
+                for number, request in enumerate(batch)]
+        return Encoded(states, first + prompts, contexts, calls, notes)
+
+    def rows(self, encoded: Encoded, device: torch.device | str, see: str = "both"
+             ) -> tuple[list[Tensor], list[Tensor | None] | None]:
+        """For each row its prompt's keys and values and its context's tokens (M, C), as `cached.prepare` takes them.
+        `see`: 'words' or 'pictures': zero vectors stand in the place of the other. Rows that are alike are one tensor.
+        """
+        def given(key: Hashable) -> Tensor:
+            return encoded.states[key].to(device, self.transformer.dtype)
+
+        def tokens(row: tuple[tuple[Hashable, Hashable], ...]) -> Tensor:
+            parts = []
+            for picture, words in row:
+                for key, adapt, seen in ((picture, self.context.adapted_picture, see != "words"),
+                                         (words, self.context.adapted_text, see != "pictures")):
+                    made = self.adapted.get(key, lambda: adapt(given(key)))[0].to(device)  # noqa: B023
+                    parts.append(made if seen else torch.zeros_like(made))
+            return torch.cat(parts)
+
+        prompts = {key: self.prompts.get(key, lambda: keys_values(self.transformer, given(key)))[0].to(device)  # noqa: B023
+                   for key in dict.fromkeys(encoded.prompts)}
+        prompts = [prompts[key] for key in encoded.prompts]
+        if encoded.contexts is None:
+            return prompts, None
+        made = {row: None if row is None else tokens(row) for row in dict.fromkeys(encoded.contexts)}
+        return prompts, [made[row] for row in encoded.contexts]
