@@ -53,3 +53,12 @@ class FakeShapesGenerator:
         scene = tuple(Obj(o.shape, o.colour, snap(o.x), snap(o.y), snap(o.r))
                       for o in (seen if mended is None else mended) if o.shape != "blob")
         return render(corrupt(scene, requirement, rng) if rng.random() < self.spoils else scene)
+
+
+class FakeSana(FakeShapesGenerator):
+    """Up to three pairs, and views that see pictures or words alone: without words it mends nothing."""
+
+    max_context = 3
+
+    def with_options(self, see):
+        return FakeSana(self.flawed, self.mends if see != "pictures" else 0.0, self.spoils)

@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from command import inside, write_tiny_model
-from fake_shapes import FakeShapesGenerator
+from fake_shapes import FakeSana, FakeShapesGenerator
 from PIL import Image
-from tiny_sana import write_tiny_sana
 
 from reflect_core.bench import statistics
 from reflect_core.bench.entrants import FLUX, SANA, choose_entrants
@@ -18,7 +17,6 @@ from reflect_core.bench.log import UNITS, UnitLog, code_state
 from reflect_core.bench.plot import lines_by_family, write_plot
 from reflect_core.bench.shapes import UNSEEN, Settings, choose_prompts, run_benchmark
 from reflect_core.bench.table import markdown, report
-from reflect_core.presets.choice import ModelChoice
 from reflect_core.refiners import ShapesRefiner
 from reflect_core.reflectors import ShapesReflector
 from reflect_core.search import BestOfN, start
@@ -27,6 +25,7 @@ from reflect_core.shapes.scene import Obj
 from reflect_core.types import Pair, Request, UserError
 from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
 
+RESULTS = Path(statistics.__file__).parent / "results"
 NAMES = ("one picture", "best of 4", "best of 20", "ReflectionFlow 4", "ReflectionFlow 20")
 ROWS = choose_entrants("FluxPipeline", list(NAMES))
 SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), steps=4,
@@ -230,15 +229,6 @@ def blank():
     return Image.new("RGB", (64, 64), "white")
 
 
-class FakeSana(FakeShapesGenerator):
-    """Up to three pairs, and views that see pictures or words alone: without words it mends nothing."""
-
-    max_context = 3
-
-    def with_options(self, see):
-        return FakeSana(self.flawed, self.mends if see != "pictures" else 0.0, self.spoils)
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Units of a model of each family, the one with all its ablations."""
@@ -373,87 +363,3 @@ def test_the_report_and_the_plot(units, tmp_path):
 def test_markdown_is_aligned():
     lines = markdown(["name", "n"], [["a", "1"], ["longer", "20"]]).splitlines()
     assert lines == ["| name   |  n |", "|--------|---:|", "| a      |  1 |", "| longer | 20 |"]
-
-
-# The command.
-
-def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
-    generators = []
-
-    def load(self, **options):
-        assert options == {"max_batch": 16}
-        generators.append(FakeShapesGenerator(flawed=0.9))
-        return generators[-1]
-    monkeypatch.setattr(ModelChoice, "load", load)
-    model = write_tiny_model(tmp_path / "model")
-    arguments = ("bench", "shapes", "--model", model, "--limit", 1, "--tasks", "colors", UNSEEN, "--batch", 16,
-                 "--policies", "one picture", "best of 8", "--out", tmp_path / "out", "--json", tmp_path / "all.json")
-    result = inside(capsys, *arguments)
-    assert result.code == 0 and "2 of 2 done" in result.err
-    document = json.loads((tmp_path / "all.json").read_text())
-    assert document["settings"][0]["policies"]["best of 8"] == BestOfN(8).to_json()
-    assert document["machine"]["threads"] >= 1 and document["versions"]["torch"]
-    assert document["settings"][0]["limit"] == 1 and document["results"]["exact"].keys() == {"one picture", "best of 8"}
-    assert (tmp_path / "out" / "shapes.png").exists()
-    again = inside(capsys, *arguments)
-    assert again.out == result.out and generators[1].batches == []
-
-
-def test_several_models_have_labels(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeShapesGenerator(flawed=0.9))
-    model = write_tiny_model(tmp_path / "model")
-    few = ("--limit", 1, "--tasks", "colors", "--policies", "one picture", "--flip", 0, "--out", tmp_path / "out",
-           "--json", tmp_path / "all.json")
-    result = inside(capsys, "bench", "shapes", "--models", model, f"other one={model}", *few)
-    assert result.code == 0 and "one picture (FLUX)" in result.out and "one picture (other one)" in result.out
-    assert [s["label"] for s in json.loads((tmp_path / "all.json").read_text())["settings"]] == ["FLUX", "other one"]
-    assert (tmp_path / "out" / "flux" / UNITS).exists() and (tmp_path / "out" / "other-one" / UNITS).exists()
-    plain = write_tiny_sana(tmp_path / "sana", reflect=False, settings={"defaults": {"width": 64, "height": 64}})
-    assert "one picture (plain SANA)" in inside(
-        capsys, "bench", "shapes", "--models", model, plain, *few[:-3], tmp_path / "two").out
-    for arguments, said in ((("--models", model, model), "label 'FLUX' of another one"),
-                            (("--models", model, "--model", model), "expected one of them"),
-                            (("--lora", model), "expected --model too"), (("--models", "nowhere"), "nowhere"),
-                            (("--option", "image_tokens=16"), "expected --model too"),
-                            (("--models", f"A b={model}", f"a-b={model}"), "label 'a-b' of another one")):
-        result = inside(capsys, "bench", "shapes", *arguments, *few)
-        assert result.code == 2 and said in result.err
-
-
-def test_a_second_corrector_of_a_family_shows_how_it_corrects(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeSana(flawed=0.5))
-    model = write_tiny_sana(tmp_path / "model", settings={"defaults": {"width": 64, "height": 64}})
-    plain = write_tiny_sana(tmp_path / "plain", reflect=False, settings={"defaults": {"width": 64, "height": 64}})
-    result = inside(capsys, "bench", "shapes", "--models", model, f"one layer={model}", plain, "--limit", 1, "--tasks",
-                    "colors", "--flip", 0, "--out", tmp_path / "out", "--json", tmp_path / "all.json")
-    assert result.code == 0
-    rows = json.loads((tmp_path / "all.json").read_text())["results"]["exact"]
-    assert {"best of 64 (SANA)", "Reflect-DiT 20, K = 1 (SANA)", "best of 64 (plain SANA)"} <= rows.keys()
-    assert [name for name in rows if "one layer" in name] == [f"{name} (one layer)" for name in (
-        "one picture", "Reflect-DiT 4", "Reflect-DiT 8", "Reflect-DiT 20")]
-
-
-def test_policies_of_the_other_family_are_told_at_once(tmp_path, capsys):
-    model = write_tiny_model(tmp_path / "model")
-    result = inside(capsys, "bench", "shapes", "--model", model, "--policies", "Reflect-DiT 20", "--out",
-                    tmp_path / "out")
-    assert result.code == 2 and "'Reflect-DiT 20'" in result.err and "'ReflectionFlow 20'" in result.err
-
-
-def test_the_unseen_pairs_alone_have_a_table_and_no_plot(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeShapesGenerator(flawed=0.9))
-    model = write_tiny_model(tmp_path / "model")
-    result = inside(capsys, "bench", "shapes", "--model", model, "--limit", 1, "--tasks", UNSEEN, "--policies",
-                    "one picture", "--out", tmp_path / "out")
-    assert result.code == 0 and "no part in it" in result.out
-
-
-def test_interrupted_the_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    class Impatient(FakeShapesGenerator):
-        def draw(self, requests, callback=None):
-            raise KeyboardInterrupt
-    monkeypatch.setattr(ModelChoice, "load", lambda self, **options: Impatient())
-    model = write_tiny_model(tmp_path / "model")
-    result = inside(capsys, "bench", "shapes", "--model", model, "--limit", 1, "--tasks", "colors", "--out",
-                    tmp_path / "out")
-    assert result.code == 130 and "the same command goes on" in result.err

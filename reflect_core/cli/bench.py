@@ -27,6 +27,7 @@ def shapes(args: argparse.Namespace) -> int:
     only one picture and its corrections."""
     from ..bench.entrants import ONE, Entrant, choose_entrants
     from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
+    from ..bench.statistics import summarise
 
     columns = choose_prompts(args.limit, args.tasks)
     if not 0 <= args.flip < 1:
@@ -65,8 +66,10 @@ def shapes(args: argparse.Namespace) -> int:
                         device=choice.device, dtype=choice.dtype, **drawing)
 
     # What the folders and the arguments say, before the wait; then with what a model has for defaults of its own.
-    for label, choice in models.items():
-        check(settings(label, choice.defaults, ""), entrants[label])
+    early = [settings(label, choice.defaults, "") for label, choice in models.items()]
+    for one in early:
+        check(one, entrants[one.label])
+    beside = _beside(args, [asdict(one) for one in early], list(models))
     units, done = [], []
     with Progress(args.quiet) as progress:
         for number, (label, choice) in enumerate(models.items()):
@@ -87,7 +90,8 @@ def shapes(args: argparse.Namespace) -> int:
                 raise
             done.append(asdict(final))
             del generator  # before the next one is loaded
-    return _tell_shapes(args, units, done, {label: choice.family for label, choice in models.items()})
+    mine = summarise(units, {label: choice.family for label, choice in models.items()})
+    return _tell_shapes(args, mine, beside, done)
 
 
 def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, ModelChoice]:
@@ -117,20 +121,36 @@ def _folder_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower() or "model"
 
 
-def _tell_shapes(args: argparse.Namespace, units: list, settings: list[dict[str, Any]],
-                 families: dict[str, str]) -> int:
+def _beside(args: argparse.Namespace, settings: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any]]:
+    """What --beside names, read before the wait."""
+    from ..bench.beside import read_beside
+
+    found = []
+    for given in args.beside:
+        label, equals, path = ("", "", given) if Path(given).exists() else given.partition("=")
+        found.append(read_beside(path, label or Path(path).stem, settings))
+    if found and "" in labels:
+        raise UserError("--beside needs a label behind the rows measured now; expected --models LABEL=MODEL in place "
+                        "of --model")
+    return found
+
+
+def _tell_shapes(args: argparse.Namespace, mine: dict[str, Any], beside: list[dict[str, Any]],
+                 settings: list[dict[str, Any]]) -> int:
+    from ..bench.beside import together
     from ..bench.plot import write_plot
     from ..bench.speed import machine
-    from ..bench.statistics import summarise
     from ..bench.table import report
     from ..search.header import versions_here
 
-    summary = summarise(units, families)
+    summary = together(mine, beside) if beside else mine
     text = report(summary, args.flip)
+    if beside:
+        text += f"\n\nNot measured now: the rows of {', '.join(m for one in beside for m in one['models'])}."
     print(text)
     _write(Path(args.out) / "tables.md", text + "\n", "--out")
     if args.json_file is not None:
-        document = {"settings": settings, "machine": machine(), "versions": versions_here(), **summary}
+        document = {"settings": settings, "machine": machine(), "versions": versions_here(), **mine}
         _write(Path(args.json_file), dumps(document) + "\n", "--json")
     plot: Path | str = "none, for matplotlib is not installed; once it is, the same command draws it"
     if not any(where for policies in summary["curves"].values() for where in policies.values()):

@@ -126,6 +126,8 @@ def _bench(commands) -> None:
     parser.add_argument("--models", nargs="+", metavar="[LABEL=]MODEL", help="several side by side, each a bundled "
                         "name or a folder, with the label behind its rows; of a second corrector of a family only "
                         "what it corrects")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="[LABEL=]FILE", help="what --json wrote of an "
+                        "earlier benchmark with the same prompts and judges: its rows stand in table and plot too")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all runs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="prompts of each task (default: all, 60)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all seven, and "
