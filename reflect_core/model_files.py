@@ -45,6 +45,12 @@ def check_model_folder(folder: str | Path, required: Sequence[str]) -> dict[str,
     return index
 
 
+def check_weights(folder: Path) -> None:
+    """UserError, naming the file, unless a component's weights are there and whole. Reads headers only."""
+    for file in _weight_files(folder, "try to copy or download the model again"):
+        check_safetensors(file)
+
+
 def check_safetensors(path: str | Path) -> Path:
     """The path of a whole, readable safetensors file. Raises UserError for anything else."""
     with _opened(path):

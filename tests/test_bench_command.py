@@ -94,7 +94,7 @@ def test_an_earlier_benchmark_beside_this_one(tmp_path, capsys, monkeypatch):
     assert named.code == 2 and "the label 'SANA'" in named.err
     for arguments, said in ((("--model", sana, "--beside", then), "expected --models LABEL=MODEL"),
                             (("--models", sana, "--beside", then, "--limit", 1), "another limit (1 and 2)"),
-                            (("--models", sana, "--beside", tmp_path / "none.json"), "no such file"),
+                            (("--models", sana, "--beside", tmp_path / "none.json"), "none.json: no such file"),
                             (("--models", sana, "--beside", sana / "model_index.json"), "is not what bench shapes")):
         result = inside(capsys, "bench", "shapes", *few, *arguments, "--out", tmp_path / "other")
         assert result.code == 2 and said in result.err, result.err

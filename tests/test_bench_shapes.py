@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from reflect_core.shapes.scene import Obj
 from reflect_core.types import Pair, Request, UserError
 from reflect_core.verifiers import FlippingVerifier, ShapesVerifier
 
-RESULTS = Path(statistics.__file__).parent / "results"
 NAMES = ("one picture", "best of 4", "best of 20", "ReflectionFlow 4", "ReflectionFlow 20")
 ROWS = choose_entrants("FluxPipeline", list(NAMES))
 SETTINGS = Settings("fake", "x", limit=2, tasks=("counting", "compose", UNSEEN), steps=4,

@@ -17,6 +17,7 @@ def level(picture):
 
 @pytest.mark.parametrize("picture", [
     Image.fromarray((RAMP * 65535).astype(np.uint16)), Image.fromarray((RAMP * 65535).astype(np.int32)),
+    Image.frombytes("I;16B", (8, 4), (RAMP * 65535).astype(">u2").tobytes()),
     Image.fromarray(RAMP), Image.fromarray((RAMP * 255).astype(np.uint8))])
 def test_grey_of_any_depth_keeps_its_levels(picture):
     assert np.abs(level(picture) - RAMP * 255).max() <= 1
@@ -36,9 +37,12 @@ def test_transparent_places_are_white_and_not_their_hidden_colour():
     seen.putpixel((1, 0), (200, 10, 10, 255))
     assert colours(seen) == [(255, 255, 255), (200, 10, 10)]
     assert colours(Image.new("LA", (1, 1), (0, 128))) == [(127, 127, 127)]
+    assert colours(Image.new("La", (1, 1), (0, 0))) == [(255, 255, 255)]
     indexed = Image.new("P", (1, 1), 0)
     indexed.putpalette([0, 0, 0])
     indexed.info["transparency"] = 0
+    assert colours(indexed) == [(255, 255, 255)]
+    indexed.info["transparency"] = b"\x00"
     assert colours(indexed) == [(255, 255, 255)]
 
 

@@ -40,15 +40,10 @@ def read_beside(path: str | Path, label: str, settings: Sequence[dict[str, Any]]
 
 
 def together(mine: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One summary; the others' rows come first. UserError where two models have one label."""
+    """One summary of models that each have a label of their own; the others' rows come first."""
     every = [*others, mine]
-    models = [model for one in every for model in one["models"]]
-    if len(set(models)) < len(models):
-        twice = next(model for model in models if models.count(model) > 1)
-        raise UserError(f"two models would have the label {twice!r}; expected one of its own for each, for example "
-                        "--beside then=FILE")
     judges = list(mine["results"])
-    return {**mine, "models": models,
+    return {**mine, "models": [model for one in every for model in one["models"]],
             "families": {k: v for one in every for k, v in one["families"].items()},
             **{name: {judge: {k: v for one in every for k, v in one[name].get(judge, {}).items()} for judge in judges}
                for name in ("results", "curves")},

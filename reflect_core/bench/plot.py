@@ -55,8 +55,8 @@ def write_plot(summary: dict[str, Any], path: Path, flip: float) -> Path:
             for line in lines:
                 _draw(axis, summary, line, place, cost)
             _dress(axis, place, cost)
-        if not alone:
-            axes[0, number].set_title(lines[0].model if lines else "", loc="left", fontweight="bold")
+        if lines and lines[0].model:
+            axes[0, number].set_title(lines[0].model, loc="left", fontweight="bold")
     handles = _legend([line for lines in families.values() for line in lines], list(summary["curves"]), flip)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
     try:

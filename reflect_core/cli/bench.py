@@ -127,8 +127,13 @@ def _beside(args: argparse.Namespace, settings: list[dict[str, Any]], labels: li
 
     found = []
     for given in args.beside:
-        label, equals, path = ("", "", given) if Path(given).exists() else given.partition("=")
+        label, _, path = ("", "", given) if Path(given).exists() else given.rpartition("=")
         found.append(read_beside(path, label or Path(path).stem, settings))
+        for model in found[-1]["models"]:
+            if model in labels:
+                raise UserError(f"{given}: two models would have the label {model!r}; expected one of its own for "
+                                "each, for example --models NEW=MODEL")
+            labels = [*labels, model]
     if found and "" in labels:
         raise UserError("--beside needs a label behind the rows measured now; expected --models LABEL=MODEL in place "
                         "of --model")

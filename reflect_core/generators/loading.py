@@ -33,8 +33,11 @@ def load_part(folder: Path, name: str, entry: list[str], dtype: torch.dtype) -> 
                         (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
                         "; expected all that its config.json describes; try to download the model again")
     # And leave out what the config has no place for, as when it says fewer blocks than there are.
-    surplus = sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids"))
-    if surplus and entry[0] == "diffusers":
+    # Another half of the same release is no surplus: T5's decoder, SigLIP's ears.
+    own = {name for name, _ in model.named_children()} | {getattr(model, "base_model_prefix", "")}
+    surplus = sorted(k for k in info["unexpected_keys"] if (entry[0] == "diffusers" or k.split(".")[0] in own)
+                     and not k.endswith(("position_ids", "inv_freq", "embed_tokens.weight")))
+    if surplus:
         raise UserError(f"{folder / name}: its weights have {surplus[0]}" +
                         (f" and {len(surplus) - 1} more" if len(surplus) > 1 else "") +
                         ", which its config.json does not describe; expected weights and config of one model; try "
@@ -64,21 +67,19 @@ def wrapped(where: Path, load) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of the two libraries while a folder is read or written, and no table of what a file has besides,
-    as all of SigLIP has where its eyes are wanted; their settings come back."""
+    """No progress bars of the two libraries while a folder is read or written, and no table of what a file has besides
+    (`load_part` says what matters of it); their settings come back."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
     for logging in shown:
         logging.disable_progress_bar()
-    said = [(logging, logging.get_verbosity()) for logging in (of_diffusers, of_transformers)]
-    for logging, verbosity in said:
-        logging.set_verbosity(max(verbosity, logging.ERROR))
+    verbosity = of_transformers.get_verbosity()
+    of_transformers.set_verbosity(max(verbosity, of_transformers.ERROR))
     try:
         yield
     finally:
-        for logging, verbosity in said:
-            logging.set_verbosity(verbosity)
+        of_transformers.set_verbosity(verbosity)
         for logging in shown:
             logging.enable_progress_bar()

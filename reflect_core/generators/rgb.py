@@ -20,6 +20,6 @@ def as_rgb(picture: Picture) -> Picture:
         grey = np.asarray(picture, dtype=np.float32) * (255 if picture.mode == "F" else 1 / 257)
         picture = Image.fromarray(np.rint(np.nan_to_num(grey).clip(0, 255)).astype(np.uint8))
     elif picture.mode in TRANSPARENT or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...model_files import PICKLES, check_model_folder, read_json
+from ...model_files import PICKLES, check_model_folder, check_weights, read_json
 from ...types import UserError
 from ..loading import load_part, quiet
 from ..memory import enough_memory
@@ -65,6 +65,7 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None, visio
     if eye is None:
         raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
                         "google/siglip-large-patch16-384), which sees the flawed pictures")
+    check_weights(_eye(eye))
     _check_widths(config, {"vision_feature_dim": vision_config(eye).get("hidden_size", 768),
                            **{name: read_json(folder / part / "config.json", "").get(key)
                               for name, part, key in (("caption_channels", "text_encoder", "hidden_size"),
@@ -75,10 +76,13 @@ def check_folder(folder: str | Path, checkpoint: str | Path | None = None, visio
 def vision_config(folder: str | Path) -> dict[str, Any]:
     """The config of SigLIP's vision model, from `image_encoder/` of a folder or, if there is none, from the folder
     itself, be it of the vision model alone or of all of SigLIP."""
-    folder = Path(folder)
-    place = folder / VISION if (folder / VISION).is_dir() else folder
-    config = read_json(place / "config.json", "expected the one of a SigLIP model")
+    config = read_json(_eye(folder) / "config.json", "expected the one of a SigLIP model")
     return config.get("vision_config", config)
+
+
+def _eye(folder: str | Path) -> Path:
+    folder = Path(folder)
+    return folder / VISION if (folder / VISION).is_dir() else folder
 
 
 def _check_widths(config: dict[str, Any], made: dict[str, Any], place: Path) -> None:
@@ -93,11 +97,10 @@ def _check_widths(config: dict[str, Any], made: dict[str, Any], place: Path) -> 
 
 def load_vision(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """SigLIP's vision model from `image_encoder/` of a folder or, if there is none, from the folder itself."""
-    folder = Path(folder)
     vision_config(folder)
-    place, name = (folder, VISION) if (folder / VISION).is_dir() else (folder.parent, folder.name)
+    place = _eye(folder)
     with quiet():
-        return load_part(place, name, ["transformers", "SiglipVisionModel"], dtype)
+        return load_part(place.parent, place.name, ["transformers", "SiglipVisionModel"], dtype)
 
 
 def published_vision_names(file: Path) -> None:

@@ -37,7 +37,8 @@ class Encoded:
 
 
 class Inputs:
-    """Of one model. `encode` before the transformer takes the encoders' room, then `rows` where it lies."""
+    """Of one model. `encode` before the transformer takes the encoders' room, then `rows` where it lies. What is kept
+    lies on the CPU: whoever manages the GPU's memory knows nothing of it."""
 
     def __init__(self, transformer: nn.Module, context: ContextEncoder | None, texts: Texts, pictures: Pictures | None,
                  options: ReflectOptions) -> None:
@@ -87,12 +88,14 @@ class Inputs:
             for picture, words in row:
                 for key, adapt, seen in ((picture, self.context.adapted_picture, see != "words"),
                                          (words, self.context.adapted_text, see != "pictures")):
-                    made = self.adapted.get(key, lambda: adapt(given(key)))[0].to(device)  # noqa: B023
+                    made = self.adapted.get(key, lambda: adapt(given(key)).cpu())[0].to(device)  # noqa: B023
                     parts.append(made if seen else torch.zeros_like(made))
             return torch.cat(parts)
 
-        prompts = {key: self.prompts.get(key, lambda: keys_values(self.transformer, given(key)))[0].to(device)  # noqa: B023
-                   for key in dict.fromkeys(encoded.prompts)}
+        def prompt(key: Hashable) -> Tensor:
+            return self.prompts.get(key, lambda: keys_values(self.transformer, given(key)).cpu())[0].to(device)
+
+        prompts = {key: prompt(key) for key in dict.fromkeys(encoded.prompts)}
         prompts = [prompts[key] for key in encoded.prompts]
         if encoded.contexts is None:
             return prompts, None

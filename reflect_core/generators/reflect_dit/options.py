@@ -47,8 +47,8 @@ class ReflectOptions:
     picture_cache: int = 64
     """Context pictures whose tokens are kept."""
     prompt_cache: int = 8
-    """Prompts whose keys and values in every block are kept for the next tries; in the published size and bf16 each
-    takes 0.18 MB a token beside the transformer's weights."""
+    """Prompts whose keys and values in every block are kept for the next tries; in the published size and bf16 they
+    take 0.18 MB a token."""
 
     def __post_init__(self) -> None:
         for name in ("max_context", "image_tokens", "max_sequence_length", "max_batch", "text_cache", "picture_cache",
