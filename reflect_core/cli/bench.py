@@ -24,7 +24,7 @@ LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
 
 def shapes(args: argparse.Namespace) -> int:
     """Every policy on the evaluation set, of one model or of several side by side: of a second corrector of a family
-    only one picture and its corrections."""
+    only its corrections, and never an ablation."""
     from ..bench.entrants import ONE, Entrant, choose_entrants
     from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
     from ..bench.statistics import summarise
@@ -48,8 +48,9 @@ def shapes(args: argparse.Namespace) -> int:
         found = choose_entrants(choice.family, args.policies, corrects)
         first = next((other for other in entrants if models[other].family == choice.family
                       and models[other].policy == choice.policy), None)
-        if corrects and first is not None and args.policies is None:  # what is new of it is how it corrects
-            found = tuple(e for e in found if e.name == ONE or e.policy.max_context and not e.is_ablation)
+        if corrects and first is not None:  # what is new of it is how it corrects
+            found = tuple(e for e in found if not e.is_ablation and (
+                args.policies or e.name == ONE or e.policy.max_context))
         entrants[label] = found
     if not any(entrants.values()):
         known = [e.name for choice in models.values() for e in choose_entrants(choice.family)]
