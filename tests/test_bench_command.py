@@ -73,6 +73,23 @@ def test_a_second_corrector_of_a_family_shows_how_it_corrects(tmp_path, capsys, 
         "one picture", "Reflect-DiT 4", "Reflect-DiT 8", "Reflect-DiT 20")]
 
 
+def test_rows_that_are_asked_for_are_of_the_models_that_can(tmp_path, capsys, monkeypatch):
+    def load(self, **options):
+        made = FakeSana(flawed=0.5)
+        made.max_context = 3 if self.in_context else 0
+        return made
+    monkeypatch.setattr(ModelChoice, "load", load)
+    settings = {"defaults": {"width": 64, "height": 64}}
+    models = [write_tiny_sana(tmp_path / name, reflect=name == "told", settings=settings) for name in ("told", "plain")]
+    few = ("--limit", 1, "--tasks", "colors", "--flip", 0, "--out", tmp_path / "out", "--policies", "best of 4",
+           "Reflect-DiT 4")
+    result = inside(capsys, "bench", "shapes", "--models", *models, *few)
+    assert result.code == 0 and result.out.count("Reflect-DiT 4 (SANA)") and "best of 4 (plain SANA)" in result.out
+    assert "Reflect-DiT 4 (plain SANA)" not in result.out
+    alone = inside(capsys, "bench", "shapes", "--model", models[1], *few)
+    assert alone.code == 2 and "the model has no corrector" in alone.err
+
+
 def test_an_earlier_benchmark_beside_this_one(tmp_path, capsys, monkeypatch):
     """Its rows as they were written, in one table and plot; what is measured now is all that is written."""
     monkeypatch.setattr(ModelChoice, "load", lambda self, **options: FakeSana(flawed=0.5))

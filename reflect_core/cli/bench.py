@@ -48,6 +48,8 @@ def shapes(args: argparse.Namespace) -> int:
         found = choose_entrants(choice.family, args.policies, corrects)
         first = next((other for other in entrants if models[other].family == choice.family
                       and models[other].policy == choice.policy), None)
+        if not corrects and len(models) > 1:  # beside a corrector, whose rows may have been asked for
+            found = tuple(e for e in found if not e.policy.max_context)
         if corrects and first is not None:  # what is new of it is how it corrects
             found = tuple(e for e in found if not e.is_ablation and (
                 args.policies or e.name == ONE or e.policy.max_context))
