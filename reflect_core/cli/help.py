@@ -74,6 +74,7 @@ SANA_OPTIONS = {
     "rotary_bf16": "false keeps the context's positions in full precision, for experiments",
     "text_cache": "texts that are kept encoded (64)",
     "picture_cache": "pictures that are kept encoded (64)",
+    "prompt_cache": "prompts whose keys and values are kept for the next tries (8)",
 }
 
 
