@@ -314,7 +314,7 @@ def test_a_model_without_lora_draws_plain_only(tmp_path, folder, corrector):
     bare = FluxCorrector.from_folder(write_tiny_flux(tmp_path, lora=False))
     assert (bare.max_context, corrector.max_context) == (0, 1)
     assert torch.equal(bare.draw_latents([plain()])[0], corrector.draw_latents([plain()])[0])
-    with pytest.raises(UserError, match="no corrector LoRA"):
+    with pytest.raises(UserError, match="has no corrector"):
         bare.draw([corrected()])
     given = FluxCorrector.from_folder(tmp_path, lora=folder / "lora")
     assert torch.equal(given.draw_latents([corrected()])[0], corrector.draw_latents([corrected()])[0])

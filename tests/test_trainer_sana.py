@@ -100,7 +100,7 @@ def test_the_result_is_read_as_a_checkpoint_beside_its_base(chain):
     (with_vision / "reflect.json").write_text(json.dumps({"options": {
         "max_context": 2, "image_tokens": 16, "prompt_instruction": "", "max_sequence_length": 48}}))
     generator = ReflectDiT.from_folder(real, lora=with_vision)
-    assert generator.max_context == 2 and generator.options.image_tokens == 16 and generator.instruction == ""
+    assert generator.max_context == 2 and generator.options.image_tokens == 16 and generator.inputs.instruction == ""
     assert ReflectDiT.from_folder(real, lora=with_vision, max_context=1).max_context == 1
 
 
