@@ -41,8 +41,7 @@ class ReflectLoop(io.ComfyNode):
                 reflect_model = reflect_model.with_options(**options)
             stepper = search.start(request, policy_for(policy, budget, own), reflect_model.generator,
                                    judge.actors.verifier, judge.actors.reflector, judge.actors.refiner,
-                                   on_event=progress,
-                                   budget=None if policy == OFFICIAL else search.Budget(budget))
+                                   on_event=progress, budget=None if policy == OFFICIAL else search.Budget(budget))
             run, chosen = stepper.run(), stepper.best
             if chosen is None:
                 raise UserError("the budget was spent before a picture was judged; try a larger one")

@@ -1,11 +1,13 @@
 """`reflect bench speed`: it watches a real run and says what came out. How fast is not tested."""
 
+import itertools
 import json
 
 import pytest
 from command import inside, write_tiny_model
 
 from reflect_core.bench import speed
+from reflect_core.generators.reflect_dit import timing
 from reflect_core.types import UserError
 
 
@@ -36,3 +38,12 @@ def test_it_measures_a_run_from_the_outside(model, capsys):
 def test_a_run_that_fails_is_an_error():
     with pytest.raises(UserError, match="exit code 2.*'dogs'"):
         speed.time_run("two dogs", 3)
+
+
+def test_a_reflect_dit_step_has_its_share_of_what_is_prepared(monkeypatch):
+    """With a clock that gives our step one second a block, diffusers' two, and what is prepared twenty."""
+    clock = itertools.cycle([1.0, 2.0, 20.0, 3.0, 6.0, 60.0])
+    monkeypatch.setattr(timing, "seconds_of", lambda work, device: (work(), next(clock))[1])
+    found = timing.step_ratio(4, heads=7, prompt=8, repeats=2)
+    assert found["prepared_seconds"] == 20 * 20 and found["plain_seconds"] == 2 * 20
+    assert found["reflect_seconds"] == 20 + 20 and found["ratio"] == 1.0

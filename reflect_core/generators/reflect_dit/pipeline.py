@@ -201,4 +201,3 @@ class ReflectDiT:
         """Latents (1, C, H, W) with their scaling taken off."""
         image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
         return self.processor.postprocess(image, output_type="pil")[0]
-

@@ -44,10 +44,9 @@ def step_ratio(side: int, *, heads: int = 70, prompt: int = 300, repeats: int = 
                            for few, more in zip(medians[:3], medians[3:]))
     ours += before / STEPS
     return {"ratio": ours / plain, "reflect_seconds": ours, "plain_seconds": plain, "prepared_seconds": before,
-            "tokens": side * side,
-            "prompt_tokens": prompt, "pairs": len(FEEDBACK), "width": 32 * heads, "blocks": RELEASED,
-            "timed_blocks": list(TIMED), "repeats": repeats, "dtype": str(dtype).removeprefix("torch."),
-            "device": str(device)}
+            "tokens": side * side, "prompt_tokens": prompt, "pairs": len(FEEDBACK), "width": 32 * heads,
+            "blocks": RELEASED, "timed_blocks": list(TIMED), "repeats": repeats,
+            "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
 
 
 def _steps(side: int, blocks: int, heads: int, prompt: int, dtype: torch.dtype, device: str
