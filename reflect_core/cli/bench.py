@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..judges import find_judge
 from ..presets.choice import ModelChoice
@@ -18,6 +18,9 @@ from .output import dumps, replace_file
 from .progress import Progress
 from .settings import check_writable, named_values
 
+if TYPE_CHECKING:
+    from ..bench.entrants import Entrant
+
 LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
 """Of models that are compared without a label of their own. One that corrects nothing is the plain one."""
 
@@ -25,7 +28,7 @@ LABELS = {"FluxPipeline": "FLUX", "SanaPipeline": "SANA"}
 def shapes(args: argparse.Namespace) -> int:
     """Every policy on the evaluation set, of one model or of several side by side: of a second corrector of a family
     only its corrections, and never an ablation."""
-    from ..bench.entrants import ONE, Entrant, choose_entrants
+    from ..bench.entrants import choose_entrants
     from ..bench.shapes import Settings, check, choose_prompts, run_benchmark
     from ..bench.statistics import summarise
 
@@ -42,18 +45,7 @@ def shapes(args: argparse.Namespace) -> int:
     if args.json_file is not None:
         check_writable(Path(args.json_file), "--json")
     models = _models(args, options)
-    entrants: dict[str, tuple[Entrant, ...]] = {}
-    for label, choice in models.items():
-        corrects = choice.policy != "best_of_n"
-        found = choose_entrants(choice.family, args.policies, corrects)
-        first = next((other for other in entrants if models[other].family == choice.family
-                      and models[other].policy == choice.policy), None)
-        if not corrects and len(models) > 1:  # beside a corrector, whose rows may have been asked for
-            found = tuple(e for e in found if not e.policy.max_context)
-        if corrects and first is not None:  # what is new of it is how it corrects
-            found = tuple(e for e in found if not e.is_ablation and (
-                args.policies or e.name == ONE or e.policy.max_context))
-        entrants[label] = found
+    entrants = _entrants(models, args.policies)
     if not any(entrants.values()):
         known = [e.name for choice in models.values() for e in choose_entrants(choice.family)]
         raise UserError(f"{', '.join(map(repr, args.policies))}: no policy of "
@@ -95,6 +87,24 @@ def shapes(args: argparse.Namespace) -> int:
             del generator  # before the next one is loaded
     mine = summarise(units, {label: choice.family for label, choice in models.items()})
     return _tell_shapes(args, mine, beside, done)
+
+
+def _entrants(models: dict[str, ModelChoice], names: list[str] | None) -> dict[str, tuple[Entrant, ...]]:
+    """The rows of each model, of those with these names if any are given."""
+    from ..bench.entrants import ONE, choose_entrants
+
+    entrants: dict[str, tuple[Entrant, ...]] = {}
+    first: set[tuple[str, str]] = set()
+    for label, choice in models.items():
+        corrects, kind = choice.policy != "best_of_n", (choice.family, choice.policy)
+        found = choose_entrants(choice.family, names, corrects)
+        if not corrects and len(models) > 1:  # beside a corrector, whose rows may have been asked for
+            found = tuple(e for e in found if not e.policy.max_context)
+        if corrects and kind in first:  # what is new of it is how it corrects
+            found = tuple(e for e in found if not e.is_ablation and (names or e.name == ONE or e.policy.max_context))
+        first.add(kind)
+        entrants[label] = found
+    return entrants
 
 
 def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, ModelChoice]:
