@@ -89,6 +89,29 @@ class Verdict:
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     """What the judge saw, JSON-serialisable, for reflectors that share its eyes."""
+    judged: bool = True
+    """False: nobody could say, such as a server that gave no answer. `reason` says why; score 0, not accepted."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question to a language model and what came back, for the run's record."""
+
+    question: str
+    """What it was told and asked, without the pictures."""
+    pictures: tuple[str, ...] = ()
+    """SHA-256 of the pixels of each picture that was shown."""
+    reply: str = ""
+    yes: float | None = None
+    """Probability of 'yes' as the first token, where that was asked for and the model says it; `no` likewise."""
+    no: float | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    attempts: int = 1
+    """Requests that were sent until it was answered, or given up."""
+    seconds: float = 0.0
+    error: str = ""
+    """Why there is no reply."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,20 @@ from dataclasses import fields
 import pytest
 from command import reflect
 
-from reflect_core.cli.help import FLUX_OPTIONS, PICTURES, SANA_OPTIONS, SETTINGS
+from reflect_core.cli.help import (
+    FLUX_OPTIONS,
+    JUDGE_OPTIONS,
+    PICTURES,
+    SANA_OPTIONS,
+    SERVER_OPTIONS,
+    SETTINGS,
+)
 from reflect_core.cli.parser import make_parser
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.reflect_dit.options import ReflectOptions
+from reflect_core.judges.options import AskOptions
 from reflect_core.search import POLICIES
+from reflect_core.vlm.server import ServerOptions
 
 
 def test_every_setting_of_every_policy_is_explained():
@@ -20,6 +29,8 @@ def test_every_setting_of_every_policy_is_explained():
 def test_every_option_of_both_families_is_explained():
     # Where the text encoders are kept is an argument of its own of `from_folder`.
     assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device"}
+    assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
+    assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
     assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)}
 
 

@@ -78,6 +78,44 @@ SANA_OPTIONS = {
 }
 
 
+JUDGE_OPTIONS = {
+    "ask": "how it judges: 'checks' (default), the prompt is taken apart once into yes-or-no questions and each "
+           "picture asked all; 'match', one question; 'rubric', marks out of ten; 'released', as Reflect-DiT's "
+           "released judge",
+    "threshold": "the score from which a picture is accepted (0.5 for each check and for 'match', 0.9 for 'rubric')",
+    "checks": "your own questions, as a JSON list, in place of those that the model makes",
+    "mean": "of the checks: 'arithmetic' or 'geometric'",
+    "tag": "for 'rubric': single_object, two_object, counting, colors, position, color_attr or general",
+    "wording": "for 'released': the question, with {prompt} in it",
+    "guard": "for 'released': false keeps the official rule, under which a feedback may be empty",
+    "reflect": "how it says what is wrong: 'edits' (of FLUX's default), 'sentence' (of SANA's), 'tuned', as "
+               "ReflectionFlow's Reflection-Generator, 'released' or 'none'",
+    "edits": "for 'edits': how many at most (3)",
+    "reflect_wording": "for 'tuned': the question, with {prompt} in it",
+    "refine": "false: it rewrites no prompts",
+}
+
+SERVER_OPTIONS = {
+    "url": "the server's address",
+    "model": "the server's name for the model; not needed where it has only one",
+    "concurrency": "questions that are under way at once (8)",
+    "timeout": "seconds for one answer (120)",
+    "attempts": "how often to try, with growing pauses (4)",
+    "pause": "seconds before the second time (0.5)",
+    "side": "pixels of a picture's longer side at most (1024)",
+    "picture_format": "'jpeg' or 'png'",
+    "temperature": "0: the likeliest words",
+    "seed": "for the server, where words are drawn",
+}
+
+
+def judge_help() -> str:
+    return "\n".join(["options of language models, for --judge-option, --reflector-option and --refiner-option:",
+                      *_list(JUDGE_OPTIONS), "and of those behind a server (its key is read from the environment: "
+                      "OPENAI_API_KEY", "for OpenAI, REFLECT_KEY_ and the server's name for others, and in no record):",
+                      *_list(SERVER_OPTIONS)])
+
+
 def settings_help() -> str:
     """All settings of all policies with their defaults."""
     lines = [f"settings of the policies, for --set (with their values for {PICTURES} pictures):"]

@@ -59,6 +59,7 @@ def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None
         "denoiser_evaluations": ledger.total.denoiser_evaluations,
         "judge_calls": ledger.total.judge_calls,
         "tokens": ledger.total.tokens,
+        "not_judged": [c.id for c in run.not_judged],
         "seconds": round(ledger.seconds, 3),
         "seconds_by_actor": {name: round(cost.seconds, 3) for name, cost in ledger.by_actor.items()},
         "overhead_seconds": round(ledger.overhead_seconds, 4),
@@ -79,6 +80,7 @@ def _candidate(folder: Path, candidate: Candidate) -> dict[str, Any]:
         "prompt": candidate.request.prompt,
         "reflection": "; ".join(p.feedback for p in candidate.request.context) or None,
         "score": None if verdict is None else verdict.score, "accepted": candidate.accepted,
+        "judged": candidate.judged,
         "reason": None if verdict is None else verdict.reason,
     }
 
@@ -92,16 +94,20 @@ def as_table(document: dict[str, Any]) -> str:
     best = document["best"]
     rows = []
     if best is not None:
-        rows += [("picture", best["picture"]),
-                 ("score", f"{best['score']:.2f}, {'accepted' if best['accepted'] else 'not accepted'}"),
+        outcome = f"{best['score']:.2f}, {'accepted' if best['accepted'] else 'not accepted'}"
+        rows += [("picture", best["picture"]), ("score", outcome if best["judged"] else "not judged"),
                  ("reason", best["reason"])]
     stopped = document["stopped"]
     rows.append(("stopped", stopped["reason"] if stopped else "not yet; "
                  f"go on with: {resume_command(document['run'])}"))
     spent = (counted(document[name], noun) for name, noun in (
-        ("pictures", "picture"), ("denoiser_evaluations", "denoiser evaluation"), ("judge_calls", "judge call")))
-    rows += [("drawn", ", ".join(spent)),
-             ("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
+        ("pictures", "picture"), ("denoiser_evaluations", "denoiser evaluation"), ("judge_calls", "judge call"),
+        *([("tokens", "judge's token")] if document["tokens"] else [])))
+    rows.append(("drawn", ", ".join(spent)))
+    if missed := document["not_judged"]:
+        some = ", ".join(map(str, missed[:8])) + (", ..." if len(missed) > 8 else "")
+        rows.append(("missed", f"{counted(len(missed), 'picture')} could not be judged: candidate {some}"))
+    rows += [("seconds", f"{document['seconds']:.1f}, of which the search itself {document['overhead_share']:.1%}"),
              ("record", document["run"]), ("tree", document["tree"]), ("page", document["page"])]
     return "\n".join(f"{name:8} {readable(value)}" for name, value in rows)
 

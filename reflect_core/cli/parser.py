@@ -11,7 +11,7 @@ from .. import __version__
 from ..presets.choice import DTYPES
 from ..search import POLICIES
 from ..types import UserError
-from .help import PICTURES, options_help, settings_help
+from .help import PICTURES, judge_help, options_help, settings_help
 
 MODEL = "shapes-flux"
 WRONG = "something is wrong with what was given; one line on stderr says what; nothing on disk is harmed"
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(commands) -> None:
     parser = _command(commands, "run", "run:run", "draw a prompt until the judge accepts or the budget is spent",
-                      f"{settings_help()}\n\n{options_help()}\n\n{SEARCH_CODES}")
+                      f"{settings_help()}\n\n{options_help()}\n\n{judge_help()}\n\n{SEARCH_CODES}")
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw, e.g. 'two red circles left of a blue star'")
     _model(parser)
     group = parser.add_argument_group("the search")
@@ -76,9 +76,7 @@ def _run(commands) -> None:
                        "picture takes one for each step)")
     group.add_argument("--judge-calls", type=int, metavar="N", help="never more judge calls than this")
     group.add_argument("--seconds", type=float, metavar="S", help="begin nothing new after so many seconds")
-    group.add_argument("--judge", default="shapes", metavar="NAME", help="who judges, reflects and rewrites prompts: "
-                       "'shapes', the exact judge of the shapes world (default), or 'me': you are shown each "
-                       "picture and asked, which works for every model and prompt")
+    _judge(parser)
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                        help="a setting of the policy, see below; may be repeated")
     group = parser.add_argument_group("the pictures", "what is not given comes from the model's reflect.json")
@@ -93,10 +91,28 @@ def _run(commands) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="where the record goes (default: runs/<time>-<prompt>)")
 
 
+def _judge(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the judge")
+    group.add_argument("--judge", default="shapes", metavar="WHO", help="who judges, reflects and rewrites prompts: "
+                       "'shapes', the exact judge of the shapes world (default); 'me': you are shown each picture and "
+                       "asked; the address of an OpenAI-compatible server with a model that sees pictures, such as "
+                       "http://127.0.0.1:1234/v1; or the folder of such a model")
+    group.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
+                       help="an option of such a judge, e.g. model=qwen3-vl:8b, see below; may be repeated")
+    group.add_argument("--reflector", metavar="WHO", help="who says what is wrong instead (default: the judge)")
+    group.add_argument("--reflector-option", action="append", default=[], metavar="NAME=VALUE",
+                       dest="reflector_options", help="its options")
+    group.add_argument("--refiner", metavar="WHO", help="who rewrites prompts instead (default: the judge)")
+    group.add_argument("--refiner-option", action="append", default=[], metavar="NAME=VALUE", dest="refiner_options",
+                       help="its options")
+
+
 def _resume(commands) -> None:
     parser = _command(commands, "resume", "run:resume", "go on with a run that was interrupted", SEARCH_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     _moved_model(parser)
+    parser.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
+                        help="an option of the judge that has changed, such as url=ADDRESS; may be repeated")
     _output(parser)
 
 

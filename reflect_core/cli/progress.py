@@ -109,9 +109,11 @@ class Progress:
         run = self.stepper.so_far if self.stepper else None
         told = _reflection(run, event.candidate)
         word = "  accepted" if event.accepted else ""
+        candidate = run.candidate(event.candidate) if run and event.candidate is not None else None
+        score = f"score {event.score:.2f}{word}" if candidate is None or candidate.judged else "not judged"
         # A judge that looks again (official) says something new of an old picture.
         self.say(f"round {event.round}  candidate {event.candidate} ({event.candidate + 1} of {event.most_pictures})  "
-                 f"score {event.score:.2f}{word}  {told or event.text}".rstrip())
+                 f"{score}  {event.text if score == 'not judged' else told or event.text}".rstrip())
         best = run.best() if run else None
         self._best = f"  best {best.score:.2f}" if best else ""
         self._show(event.pictures, event.most_pictures, f"round {event.round}  candidate {event.candidate}")

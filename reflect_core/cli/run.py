@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import search
-from ..judges import find_judge
 from ..presets.choice import ModelChoice, from_settings
 from ..search import Stepper
 from ..search.registry import OFFICIAL, official_options
 from ..search.run import Run
 from ..types import UserError
 from . import ACCEPTED, INTERRUPTED, NOT_ACCEPTED
+from .judges import Judges
 from .leave import leave_at_once
 from .look import describe
 from .output import as_document, as_table, dumps, resume_command, write_report
@@ -30,14 +30,15 @@ from .settings import (
 
 def run(args: argparse.Namespace) -> int:
     """`reflect run PROMPT`."""
-    judge = find_judge(args.judge)
+    judge = Judges.of(args)
     try:
         judge.check_prompt(args.prompt)
     except UserError as error:
         if not args.prompt.strip() or args.judge != "shapes":
             raise
-        # Whoever has pointed --model at FLUX.1-dev wants to hear of this one.
-        raise UserError(f"{error}; for other pictures there is --judge me, with a model that draws them") from error
+        # Whoever has pointed --model at FLUX.1-dev wants to hear of these.
+        raise UserError(f"{error}; for other pictures there is --judge me, or --judge with the address of a server of "
+                        "a language model, with a model that draws them") from error
     budget, settings = make_budget(args), named_values(args.settings, "--set")
     options = named_values(args.options, "--option")
     choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
@@ -52,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if args.size is not None or choice.defaults.keys() >= {"width", "height"}:
         judge.check(request)
 
+    judge.suit(choice.policy)
     with Progress(args.quiet) as progress:
+        for line in judge.prepare(args.prompt):
+            progress.say(line)
         progress.say(f"loading {choice.name}")
         with leave_at_once():
             generator = choice.load()
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         stepper = search.start(
             request, policy, generator, actors.verifier, actors.reflector, actors.refiner, budget=budget,
             chunk=args.chunk, folder=folder, model=args.model, fingerprint=choice.fingerprint(),
-            settings={"judge": args.judge, "model": choice.settings()}, on_event=progress)
+            settings={**judge.settings(), "model": choice.settings()}, on_event=progress)
         return _drive(stepper, folder, progress, args.json)
 
 
@@ -74,15 +78,17 @@ def resume(args: argparse.Namespace) -> int:
         # It has come to its end: nothing to draw, so no model to wait for.
         return _tell(describe(folder, folder), args.json)
     choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
-    judge = header.settings.get("judge", "shapes")
-    actors = find_judge(judge).actors(folder)
+    judge = Judges.recorded(header.settings, args)
     with Progress(args.quiet) as progress:
+        for line in judge.prepare(header.request.prompt):
+            progress.say(line)
+        actors = judge.actors(folder)
         progress.say(f"loading {choice.name}")
         with leave_at_once():
             generator = choice.load()
         stepper = search.resume(folder, generator, actors.verifier, actors.reflector, actors.refiner,
                                 fingerprint=choice.fingerprint(),
-                                settings={"judge": judge, "model": choice.settings()}, on_event=progress)
+                                settings={**judge.settings(), "model": choice.settings()}, on_event=progress)
         return _drive(stepper, folder, progress, args.json)
 
 

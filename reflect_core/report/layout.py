@@ -61,7 +61,7 @@ class Node:
     @property
     def score_text(self) -> str:
         """Below the thumbnail's left corner. By the first verdict: that decides the answer."""
-        return "not judged" if self.candidate.verdict is None else f"{self.candidate.score:.2f}"
+        return f"{self.candidate.score:.2f}" if self.candidate.judged else "not judged"
 
     @property
     def label(self) -> str:

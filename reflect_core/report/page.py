@@ -142,7 +142,7 @@ def _image(run: Run, candidate: Candidate, crisp: bool) -> str:
 
 def _score(candidate: Candidate) -> str:
     where = "from noise" if candidate.round == 0 else f"round {candidate.round}"
-    if candidate.verdict is None:
+    if not candidate.judged:
         return f'<b>{candidate.id}</b> <span class="note">{where}, not judged</span>'
     word = ' <span class="accepted">accepted</span>' if candidate.accepted else ""
     return f'<b>{candidate.id}</b> <span class="note">{where}</span><br>score {candidate.score:.2f}{word}'

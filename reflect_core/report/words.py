@@ -18,6 +18,8 @@ def outcome(run: Run, chosen: Candidate | None) -> str:
     """How the run ended, or that it has not yet, in a sentence."""
     if chosen is None:
         return "nothing is judged yet"
+    if not chosen.judged:
+        return f"no picture could be judged; candidate {chosen.id} is the first ({chosen.verdict.reason})"
     said = f"candidate {chosen.id} with a score of {chosen.score:.2f}"
     if chosen.accepted:
         return f"accepted: {said}"
@@ -29,7 +31,8 @@ def outcome(run: Run, chosen: Candidate | None) -> str:
 
 def verdict_lines(verdict: Verdict) -> str:
     """A verdict in lines: the outcome, the reason, then each check."""
-    lines = [f"score {verdict.score:.2f}, {'accepted' if verdict.accepted else 'not accepted'}"]
+    outcome = f"score {verdict.score:.2f}, {'accepted' if verdict.accepted else 'not accepted'}"
+    lines = [outcome if verdict.judged else "not judged"]
     lines += [verdict.reason] if verdict.reason else []
     lines += [f"[{'x' if check.passed else ' '}] {check.kind} {check.target}{': ' + check.note if check.note else ''}"
               for check in verdict.checks]
@@ -40,7 +43,8 @@ def spent(run: Run) -> str:
     """What the run cost, in a line."""
     total = run.ledger.total
     parts = [counted(total.pictures, "picture"), counted(total.denoiser_evaluations, "denoiser evaluation"),
-             counted(total.judge_calls, "judge call"), f"{run.ledger.seconds:.1f} s"]
+             counted(total.judge_calls, "judge call"),
+             *([counted(total.tokens, "judge's token")] if total.tokens else []), f"{run.ledger.seconds:.1f} s"]
     return ", ".join(parts)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-from ..types import Cost, Drawn, Generator, Refiner, Reflector, Request, Verdict, Verifier
+from ..types import Cost, Drawn, Exchange, Generator, Refiner, Reflector, Request, Verdict, Verifier
 from . import codec
 from .ledger import ACTORS
 
@@ -29,7 +29,8 @@ class Actors:
     """Generator and verifier, and a reflector and a refiner or None.
 
     Where an actor has `spent`, a `Cost` that grows with each call, that is what its calls cost;
-    otherwise a verifier counts one judge call for each picture, the others none.
+    otherwise a verifier counts one judge call for each picture, the others none. Where it has `asked`, a list
+    of `Exchange` that grows with each question to a language model, those go on record and out of the list.
     """
 
     def __init__(self, generator: Generator, verifier: Verifier, reflector: Reflector | None = None,
@@ -53,6 +54,15 @@ class Actors:
     def settle(self, name: str) -> None:
         """What this actor's last call returned as cost is on record now."""
         self._owed[name] = Cost()
+
+    def asked(self, name: str) -> tuple[Exchange, ...]:
+        """What this actor asked a language model since this was called last."""
+        asked = getattr(self._by_name[name], "asked", None)
+        if not asked:
+            return ()
+        exchanges = tuple(codec.exchange_from_json(codec.plain(codec.exchange_to_json(one))) for one in asked)
+        asked.clear()
+        return exchanges
 
     def call(self, name: str, count: int, ask: Callable[[Any], Any]) -> tuple[list, Cost]:
         """`ask(actor)`'s answers, `count` of them, and what they cost, with what is owed from before.
@@ -93,6 +103,8 @@ def as_recorded(verdict: Verdict) -> Verdict:
                          ) from error
     if not 0.0 <= verdict.score <= 1.0:
         raise ActorError(f"the verifier returned a score of {verdict.score}; expected one in [0, 1]")
+    if not verdict.judged and (verdict.accepted or verdict.score):
+        raise ActorError(f"the verifier did not judge, and gave a score of {verdict.score}; expected 0, not accepted")
     return verdict
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from ..types import Check, Cost, Pair, Request, UserError, Verdict
+from ..types import Check, Cost, Exchange, Pair, Request, UserError, Verdict
 
 T = TypeVar("T")
 
@@ -113,13 +113,27 @@ def cost_from_json(data: Any) -> Cost:
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    unjudged = {} if verdict.judged else {"judged": False}
     return {
         "score": float(verdict.score),
         "accepted": bool(verdict.accepted),
         "checks": [{**flat_to_json(c), "passed": bool(c.passed)} for c in verdict.checks],
         "reason": verdict.reason,
         "details": plain(verdict.details),
+        **unjudged,
     }
+
+
+def exchange_to_json(exchange: Exchange) -> dict[str, Any]:
+    """Without what is not said: most have few of the fields."""
+    return {k: v for k, v in flat_to_json(exchange).items() if v or k == "question"}
+
+
+def exchange_from_json(data: Any) -> Exchange:
+    pictures = mapping(data, "Exchange").get("pictures", [])
+    if not isinstance(pictures, (list, tuple)) or not all(isinstance(name, str) for name in pictures):
+        raise UserError(f"Exchange.pictures must be a list of texts; got {pictures!r}")
+    return flat_from_json(Exchange, data, pictures=tuple(pictures))
 
 
 def verdict_from_json(data: Any) -> Verdict:

@@ -5,6 +5,7 @@ the stepper makes them (all but `Resumed`). There is no other state: that is why
 killed resumes from its lines alone.
 
 `overhead` is wall time in seconds since the entry before, outside all actors: the search itself.
+`asked` is what a language model was asked and answered, in order, also by calls that failed before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Union
 
-from ..types import Cost, Request, UserError, Verdict
+from ..types import Cost, Exchange, Request, UserError, Verdict
 from . import codec
 
 
@@ -61,6 +62,7 @@ class Judged:
     verdicts: tuple[Verdict, ...]
     cost: Cost = Cost()
     overhead: float = 0.0
+    asked: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Reflected:
     reflections: tuple[str, ...]
     cost: Cost = Cost()
     overhead: float = 0.0
+    asked: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Refined:
     prompts: tuple[str, ...]
     cost: Cost = Cost()
     overhead: float = 0.0
+    asked: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,11 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
     data = codec.flat_to_json(entry)
     if "cost" in data:
         data["cost"] = codec.cost_to_json(data["cost"])
-    if not data.get("notes", True):
-        del data["notes"]
+    for name in ("notes", "asked"):
+        if not data.get(name, True):
+            del data[name]
+    if "asked" in data:
+        data["asked"] = [codec.exchange_to_json(e) for e in data["asked"]]
     if "costs" in data:
         data["costs"] = [codec.cost_to_json(c) for c in data["costs"]]
     if "verdicts" in data:
@@ -135,7 +142,8 @@ def entry_from_json(data: Any) -> Entry:
     given: dict[str, Any] = {}
     decoders = {"costs": codec.cost_from_json, "verdicts": codec.verdict_from_json,
                 "planned": _planned_from_json, "chunks": _as(int), "candidates": _as(int),
-                "sha256": _as(str), "reflections": _as(str), "prompts": _as(str), "notes": _texts}
+                "sha256": _as(str), "reflections": _as(str), "prompts": _as(str), "notes": _texts,
+                "asked": codec.exchange_from_json}
     for field in decoders.keys() & data.keys():
         if not isinstance(data[field], list):
             raise UserError(f"{field} of a {name} line must be a list; got {data[field]!r}")

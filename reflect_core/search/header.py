@@ -1,6 +1,6 @@
 """The first line of a record: everything that a resume or a replay needs besides the actors themselves.
 
-There is no place in it for keys or addresses of services: those belong to the actors. The official
+There is no place in it for keys: those belong to the actors. The official
 runs keep their settings in a configuration file somewhere else, if at all (spec 4.6).
 """
 

@@ -48,10 +48,15 @@ class Candidate:
     def accepted(self) -> bool:
         return self.verdict is not None and self.verdict.accepted
 
+    @property
+    def judged(self) -> bool:
+        """Whether a judge has looked at it and could say."""
+        return self.verdict is not None and self.verdict.judged
 
-def rank(verdict: Verdict) -> tuple[bool, float]:
-    """What better means: accepted before not accepted, then the higher score."""
-    return verdict.accepted, verdict.score
+
+def rank(verdict: Verdict) -> tuple[bool, bool, float]:
+    """What better means: accepted before not accepted, judged before not judged, then the higher score."""
+    return verdict.accepted, verdict.judged, verdict.score
 
 
 class Run:
@@ -145,6 +150,11 @@ class Run:
         return (self.refinement(id, round) or "").strip() or self.candidate(id).request.prompt
 
     @property
+    def not_judged(self) -> list[Candidate]:
+        """Those that the judge was asked about and gave no answer on."""
+        return [c for c in self.candidates if c.verdict is not None and not c.verdict.judged]
+
+    @property
     def accepted(self) -> Candidate | None:
         """The first accepted candidate."""
         return next((c for c in self.candidates if c.accepted), None)
@@ -161,8 +171,8 @@ class Run:
         for candidate in self.candidates if among is None else among:
             verdict = self.latest_verdict(candidate.id) if latest else candidate.verdict
             if verdict is not None:
-                accepted, score = rank(verdict)
-                keyed.append(((not accepted, -score, candidate.id), candidate))
+                accepted, judged, score = rank(verdict)
+                keyed.append(((not accepted, not judged, -score, candidate.id), candidate))
         return [candidate for _, candidate in sorted(keyed, key=lambda item: item[0])]
 
     # What the stepper has left to do of the present draw.

@@ -215,7 +215,7 @@ class Stepper:
         pictures = [run.picture(id) for id in ids]
         verdicts, cost = self._call("verifier", len(ids), lambda actor: actor.judge(run.prompt, pictures))
         verdicts = tuple(as_recorded(v) for v in verdicts)
-        self._append(Judged(ids, verdicts, cost), "verifier")
+        self._append(Judged(ids, verdicts, cost, asked=self._actors.asked("verifier")), "verifier")
         for id, verdict in zip(ids, verdicts):
             self._emit("judged", run.candidate(id).round, candidate=id, score=verdict.score,
                        accepted=verdict.accepted, text=verdict.reason)
@@ -226,7 +226,7 @@ class Stepper:
         texts, cost = self._call("reflector", len(ids),
                                  lambda actor: actor.reflect(run.prompt, pictures, verdicts))
         texts = as_texts("reflector", texts)
-        self._append(Reflected(action.round, ids, texts, cost), "reflector")
+        self._append(Reflected(action.round, ids, texts, cost, asked=self._actors.asked("reflector")), "reflector")
         for id, text in zip(ids, texts):
             self._emit("reflected", action.round, candidate=id, text=text)
 
@@ -239,7 +239,7 @@ class Stepper:
         texts, cost = self._call("refiner", len(ids), lambda actor: actor.refine(
             run.prompt, currents, pictures, verdicts, reflections))
         texts = as_texts("refiner", texts)
-        self._append(Refined(action.round, ids, texts, cost), "refiner")
+        self._append(Refined(action.round, ids, texts, cost, asked=self._actors.asked("refiner")), "refiner")
         for id, text in zip(ids, texts):
             self._emit("refined", action.round, candidate=id, text=text)
 

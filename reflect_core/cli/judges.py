@@ -1,0 +1,67 @@
+"""Who judges, reflects and refines, as the arguments or a record say: one for all three, or others for the last two."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..judges import Actors, Judge, find_judge
+from ..types import Request, UserError
+from .settings import named_values
+
+ROLES = ("judge", "reflector", "refiner")
+
+
+class Judges:
+    """`by_role`: the judge, and a reflector and refiner where those are others."""
+
+    def __init__(self, by_role: dict[str, Judge]) -> None:
+        self.by_role = by_role
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Judges:
+        """UserError for one that there is not."""
+        found = {}
+        for role in ROLES:
+            who, options = getattr(args, role), named_values(getattr(args, f"{role}_options"), f"--{role}-option")
+            if who is not None:
+                found[role] = find_judge(who, options)
+            elif options:
+                raise UserError(f"got --{role}-option without --{role}; expected both")
+        if isinstance(args.reflector, str) and args.reflector == "me":
+            raise UserError("the reflector is 'me', who cannot be asked for that alone; try --judge me")
+        return cls(found)
+
+    @classmethod
+    def recorded(cls, settings: dict[str, Any], args: argparse.Namespace) -> Judges:
+        """Those of a record, the judge with the options that are other ones now."""
+        changed = named_values(args.judge_options, "--judge-option")
+        found = {role: find_judge(settings[role]) for role in ROLES[1:] if role in settings}
+        return cls({"judge": find_judge(settings.get("judge", "shapes"), changed or None), **found})
+
+    def check_prompt(self, prompt: str) -> None:
+        for judge in self.by_role.values():
+            judge.check_prompt(prompt)
+
+    def check(self, request: Request) -> None:
+        for judge in self.by_role.values():
+            judge.check(request)
+
+    def suit(self, policy: str) -> None:
+        """Have it speak as the model learned it, where nobody said how."""
+        for judge in self.by_role.values():
+            judge.suit(policy)
+
+    def prepare(self, prompt: str) -> list[str]:
+        """What the user should know of them, a line each. UserError where one cannot work."""
+        return [line for judge in self.by_role.values() for line in judge.prepare(prompt)]
+
+    def actors(self, folder: Path) -> Actors:
+        actors = {role: judge.actors(folder) for role, judge in self.by_role.items()}
+        judge = actors["judge"]
+        return Actors(judge.verifier, actors.get("reflector", judge).reflector, actors.get("refiner", judge).refiner)
+
+    def settings(self) -> dict[str, Any]:
+        """For a record."""
+        return {role: judge.settings() for role, judge in self.by_role.items()}

@@ -1,0 +1,58 @@
+"""What a judge is: who judges, reflects and rewrites prompts, and what they can be asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..types import Refiner, Reflector, Request, UserError, Verifier
+
+
+@dataclass(frozen=True)
+class Actors:
+    verifier: Verifier
+    reflector: Reflector
+    refiner: Refiner | None = None
+
+
+class Judge:
+    """One that judges any prompt and picture. To be derived from."""
+
+    name = ""
+
+    def check_prompt(self, prompt: str) -> None:
+        """UserError if it cannot judge pictures of this prompt. Cheap: called before a model is loaded."""
+        expect_words(prompt)
+
+    def check(self, request: Request) -> None:
+        """UserError if it cannot judge pictures of this request. As cheap."""
+        self.check_prompt(request.prompt)
+
+    def suit(self, policy: str) -> None:
+        """Speak as the model of that policy's paper learned it, where nobody has said how."""
+
+    def prepare(self, prompt: str) -> list[str]:
+        """Load, connect and look whether it works, with whatever has to be asked once for a prompt. Returns what the
+        user should know of it, a line each. UserError if it cannot work."""
+        return []
+
+    def actors(self, folder: Path | None = None) -> Actors:
+        """Those of a run whose record lies in `folder`, or that has none."""
+        raise NotImplementedError
+
+    def settings(self) -> Any:
+        """What a record must know to have the same judge again: no secret, no address of a person."""
+        return self.name
+
+    def wait_with(self, on_wait: Callable[[], Any] | None) -> None:
+        """Call this every now and then while an answer is waited for; it may raise to cancel."""
+
+    def close(self) -> None:
+        """Let go of connections and weights."""
+
+
+def expect_words(prompt: str) -> None:
+    if not prompt.strip():
+        raise UserError("the prompt is empty; expected words that say what to draw")

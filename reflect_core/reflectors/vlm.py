@@ -1,0 +1,94 @@
+"""Reflections by a language model that looks at the picture: a sentence for Reflect-DiT, edits for ReflectionFlow.
+
+Each is asked only of pictures that were not accepted. Where the model gives no answer there is nothing to
+say, which the policies know what to do with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..text import bounded
+from ..types import Picture, Verdict
+from ..vlm.chat import Asker, Chat, Question
+from .told import edits, sentence
+
+LONGEST = 300
+"""Characters of a reflection. The published ones are a sentence or a few short edits."""
+
+SENTENCE = ("You look at a picture that was made from a description and say, in one short English sentence, what is "
+            "most wrong with it: what is missing, too many, of the wrong colour or kind, or in the wrong place. Name "
+            "the objects, and say what there is and what there should be. Only what the description asks for counts. "
+            "If nothing is wrong, answer: None")
+EDITS = ("You look at a picture that was made from a description and write the edits that would make it agree with the "
+         "description. Go through the description part by part. Each edit is one short English line that begins with "
+         "Add, Remove, Replace, Reposition or Adjust, names the object and where in the picture it is or should be, "
+         "and can be done by somebody who sees the picture but not the description. The worst error first. No "
+         "explanations, no headings, no vague words such as 'improve'. At most {limit} lines. If nothing is wrong, "
+         "answer: None")
+
+
+class VlmReflector(Asker):
+    """Shared: what a question tells, and who is asked. UserError where nobody can be asked."""
+
+    system = ""
+
+    def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
+        """A reflection for each picture; empty where there is nothing to say, or no answer."""
+        wrong = [k for k, verdict in enumerate(verdicts) if not verdict.accepted]
+        answers = self.ask([Question(self._told(prompt, verdicts[k]), pictures[k], self.system, max_tokens=200)
+                            for k in wrong])
+        said = [""] * len(pictures)
+        for k, answer in zip(wrong, answers):
+            said[k] = "" if answer.error else self._reflection(answer.text)
+        return said
+
+    def _told(self, prompt: str, verdict: Verdict) -> str:
+        failed = [check.target for check in verdict.checks if not check.passed]
+        found = f"\nA first look said no to: {bounded('; '.join(failed), 1500)}" if failed else ""
+        return f"Description: {prompt}{found}"
+
+    def _reflection(self, reply: str) -> str:
+        raise NotImplementedError
+
+
+class SentenceReflector(VlmReflector):
+    """One sentence on the worst flaw: the form of Reflect-DiT's feedback (notes, 3.1)."""
+
+    system = SENTENCE
+
+    def _reflection(self, reply: str) -> str:
+        return sentence(reply, LONGEST)
+
+
+class EditsReflector(VlmReflector):
+    """A few edits on one line: the form of ReflectionFlow's reflections (notes, 5). `limit`: edits at most."""
+
+    def __init__(self, chat: Chat, limit: int = 3) -> None:
+        super().__init__(chat)
+        self.limit, self.system = limit, EDITS.format(limit=limit)
+
+    def _reflection(self, reply: str) -> str:
+        return edits(reply, self.limit, LONGEST)
+
+
+class TunedReflector(VlmReflector):
+    """ReflectionFlow's Reflection-Generator: a Qwen2.5-VL-7B, tuned to answer a picture and its prompt with a
+    reflection (notes, 2.3 and 5). `wording`: the question, with {prompt} in it."""
+
+    def __init__(self, chat: Chat, wording: str = "{prompt}") -> None:
+        super().__init__(chat)
+        self.wording = wording
+
+    def _told(self, prompt: str, verdict: Verdict) -> str:
+        return self.wording.replace("{prompt}", prompt)
+
+    def _reflection(self, reply: str) -> str:
+        return sentence(reply, LONGEST)
+
+
+class ReleasedReflector:
+    """What `ReleasedVerifier` said of each picture, without asking again."""
+
+    def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
+        return [bounded(str(verdict.details.get("feedback", "")), LONGEST) for verdict in verdicts]

@@ -1,0 +1,69 @@
+"""Which key goes to which server: from the environment only, and by the server's name.
+
+A key has no place in a workflow, a record or on a command line, which are shared and logged. Nor may
+they say which key goes where: a workflow from a stranger could then send any key anywhere. So each
+server has a variable of its own, and its key goes to no other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from ..types import UserError
+
+WELL_KNOWN = {"api.openai.com": "OPENAI_API_KEY", "openrouter.ai": "OPENROUTER_API_KEY",
+              "generativelanguage.googleapis.com": "GEMINI_API_KEY", "api.mistral.ai": "MISTRAL_API_KEY",
+              "api.together.xyz": "TOGETHER_API_KEY", "api.groq.com": "GROQ_API_KEY",
+              "dashscope-intl.aliyuncs.com": "DASHSCOPE_API_KEY", "dashscope.aliyuncs.com": "DASHSCOPE_API_KEY"}
+"""The variables that these services' own tools read."""
+
+
+def check_url(url: str) -> str:
+    """A server's address without the slash at its end. UserError for one that is none, or holds a secret."""
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        raise UserError("the judge's server has an address that cannot be read; expected one such as "
+                        "http://127.0.0.1:1234/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"the judge's server is {_shown(url)!r}; expected an address such as http://127.0.0.1:1234/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(f"the judge's server is {_shown(url)!r}, with a name, a password or a query in it; expected "
+                        f"none, since records hold it; try the environment variable {key_variable(url)} for a key")
+    try:
+        port = parts.port
+    except ValueError:
+        raise UserError(f"the judge's server is {_shown(url)!r}; expected a port from 1 to 65535") from None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def key_variable(url: str) -> str:
+    """The environment variable that may hold the server's key."""
+    host = (urlsplit(url).hostname or "").lower()
+    return WELL_KNOWN.get(host) or "REFLECT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
+
+
+def find_key(url: str) -> str | None:
+    """The server's key, or None. UserError for one that cannot be sent, or would be sent in the open."""
+    name = key_variable(url)
+    key = os.environ.get(name, "").strip()
+    if not key:
+        return None
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"the environment variable {name} holds no key: expected letters, digits and marks without "
+                        "spaces; try to copy it again")
+    if urlsplit(url).scheme == "http" and urlsplit(url).hostname in WELL_KNOWN:
+        raise UserError(f"the key in {name} would go over http, in the open; expected https; try https:{url[5:]}")
+    return key
+
+
+def _shown(url: str) -> str:
+    """The address without what may be a secret in it."""
+    try:
+        parts = urlsplit(url.strip())
+        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else parts.path[:80]
+    except ValueError:
+        return "(unreadable)"

@@ -1,0 +1,114 @@
+"""Questions as documents of the OpenAI-compatible chat protocol, and answers out of its replies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from ..generators.rgb import as_rgb
+from ..types import Picture
+from .chat import Answer, Question
+
+TOP = 20
+"""Alternatives of the first token that are asked for: the most that the protocol has."""
+JPEG = {"quality": 95, "subsampling": 0}
+_THOUGHT = re.compile(r"^\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
+
+
+def data_url(picture: Picture, side: int, kind: str) -> str:
+    """The picture, no side longer than `side`, as a data URL of `kind` 'jpeg' or 'png'."""
+    picture = as_rgb(picture)
+    if max(picture.size) > side:
+        scale = side / max(picture.size)
+        size = tuple(max(1, round(length * scale)) for length in picture.size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, kind, **(JPEG if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def to_document(question: Question, url: str | None, model: str, temperature: float, seed: int) -> dict[str, Any]:
+    """The request for a question; `url` of its picture. The picture comes first, so that a server that keeps what
+    it has read reads it once for all questions about it."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
+    turns = [*(text for turn in question.before for text in turn), question.text]
+    for place, text in enumerate(turns):
+        content: Any = text
+        if place == 0 and url is not None:
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        messages.append({"role": "assistant" if place % 2 else "user", "content": content})
+    document = {"model": model, "messages": messages, "max_tokens": question.max_tokens, "temperature": temperature,
+                "seed": seed, "stream": False}
+    if question.yes_no:
+        document |= {"logprobs": True, "top_logprobs": TOP}
+    if question.schema is not None:
+        document["response_format"] = {"type": "json_schema", "json_schema": {
+            "name": "answer", "strict": True, "schema": question.schema}}
+    return document
+
+
+def from_reply(reply: Any) -> Answer:
+    """The answer in a server's reply. ValueError, saying what is missing, for any other document."""
+    choice = _first(_member(reply, "choices", list), "choices")
+    message = _member(choice, "message", dict)
+    text = message.get("content")
+    if isinstance(text, list):  # some servers answer in parts, as they are asked
+        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+    if not isinstance(text, str):
+        raise ValueError("it has no text")
+    yes, no = first_token(choice.get("logprobs"))
+    text = _THOUGHT.sub("", text).strip()
+    if not text and yes is None:
+        raise ValueError("it is empty")
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Answer(text, yes, no, choice.get("finish_reason") == "length", _count(usage.get("prompt_tokens")),
+                  _count(usage.get("completion_tokens")))
+
+
+def first_token(logprobs: Any) -> tuple[float | None, float | None]:
+    """Probabilities of 'yes' and 'no' as the first token, over all their spellings; None, None if nothing is said."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    first = content[0] if isinstance(content, list) and content else None
+    top = first.get("top_logprobs") if isinstance(first, dict) else None
+    if not isinstance(top, list) or not top:
+        return None, None
+    mass = {"yes": 0.0, "no": 0.0}
+    seen = set()
+    for entry in top:
+        token, logprob = (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(token, str) or not isinstance(logprob, (int, float)) or token in seen:
+            continue
+        seen.add(token)
+        word = spelling(token)
+        if word in mass and logprob == logprob:
+            mass[word] += math.exp(min(float(logprob), 0.0))
+    return min(mass["yes"], 1.0), min(mass["no"], 1.0)
+
+
+def spelling(token: str) -> str:
+    """A token without what tokenizers and habits put around a word, in small letters."""
+    return token.strip().strip("\u0120\u2581 \"'*.").lower()
+
+
+def _member(data: Any, name: str, kind: type) -> Any:
+    value = data.get(name) if isinstance(data, Mapping) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"it has no {name}")
+    return value
+
+
+def _first(items: list, name: str) -> dict[str, Any]:
+    if not items or not isinstance(items[0], dict):
+        raise ValueError(f"its {name} are empty")
+    return items[0]
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
