@@ -9,6 +9,7 @@ from command import reflect
 from reflect_core.cli.help import (
     FLUX_OPTIONS,
     JUDGE_OPTIONS,
+    LOCAL_OPTIONS,
     PICTURES,
     SANA_OPTIONS,
     SERVER_OPTIONS,
@@ -19,6 +20,7 @@ from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.reflect_dit.options import ReflectOptions
 from reflect_core.judges.options import AskOptions
 from reflect_core.search import POLICIES
+from reflect_core.vlm.local import LocalOptions
 from reflect_core.vlm.server import ServerOptions
 
 
@@ -30,6 +32,7 @@ def test_every_option_of_both_families_is_explained():
     # Where the text encoders are kept is an argument of its own of `from_folder`.
     assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device"}
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
+    assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
     assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)}
 

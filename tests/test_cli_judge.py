@@ -7,6 +7,7 @@ import json
 import pytest
 from command import inside, reflect
 from fake_server import FakeServer
+from tiny_vlm import write_tiny_qwen
 
 from reflect_core.search import load
 
@@ -75,6 +76,19 @@ def test_another_one_reflects(quick, tmp_path):
     assert not any("Add, Remove" in str(d) for d in quick.documents)
     header, _ = load(tmp_path / "run")
     assert header.settings["reflector"]["options"]["model"] == "large"
+
+
+def test_a_run_with_a_model_in_a_folder(tmp_path):
+    model = write_tiny_qwen(tmp_path / "model", answers=True)
+    options = ["--judge-option", 'checks=["Is it red?"]', "--judge-option", "threshold=1", "--pictures", "3"]
+    ran = reflect("run", PROMPT, "--judge", model, *options, "--out", tmp_path / "run")
+    assert ran.code == 3, ran.err
+    header, run = load(tmp_path / "run")
+    assert header.settings["judge"]["options"]["folder"] == str(model)
+    assert len(run.candidates) == 3 and all(c.judged for c in run.candidates)
+    again = reflect("run", PROMPT, "--judge", model, *options, "--out", tmp_path / "again")
+    assert again.code == 3
+    assert [c.verdict for c in load(tmp_path / "again")[1].candidates] == [c.verdict for c in run.candidates]
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -108,12 +108,19 @@ SERVER_OPTIONS = {
     "seed": "for the server, where words are drawn",
 }
 
+LOCAL_OPTIONS = {
+    "folder": "where it lies",
+    "device": "cpu, cuda, ... (default: cuda where there is one)",
+    "dtype": "float32, bfloat16 or float16 (default: float32 on the cpu, else bfloat16)",
+    "side": "pixels of a picture's longer side at most (1024)",
+}
+
 
 def judge_help() -> str:
     return "\n".join(["options of language models, for --judge-option, --reflector-option and --refiner-option:",
                       *_list(JUDGE_OPTIONS), "and of those behind a server (its key is read from the environment: "
                       "OPENAI_API_KEY", "for OpenAI, REFLECT_KEY_ and the server's name for others, and in no record):",
-                      *_list(SERVER_OPTIONS)])
+                      *_list(SERVER_OPTIONS), "and of those in a folder:", *_list(LOCAL_OPTIONS)])
 
 
 def settings_help() -> str:

@@ -71,7 +71,8 @@ class LanguageJudge(Judge):
         if self.ask.ask != "checks":
             return told
         checks = self.actors().verifier.prepare(prompt)
-        self.compiled[prompt] = [list(check) for check in checks]
+        if self.ask.checks is None:
+            self.compiled[prompt] = [list(check) for check in checks]
         return [*told, f"each picture is asked: {' '.join(text for _, text in checks)}"]
 
     def _connect(self) -> list[str]:

@@ -1,0 +1,18 @@
+"""The judge 'local': a language model in this process, through transformers."""
+
+from __future__ import annotations
+
+from ..vlm.chat import Chat
+from ..vlm.local import Local, LocalOptions
+from .language import LanguageJudge
+
+
+class LocalJudge(LanguageJudge):
+    name = "local"
+    kind = LocalOptions
+
+    def _open(self) -> Chat:
+        return Local.from_folder(self.own)
+
+    def _connect(self) -> list[str]:
+        return [f"the judge is {self.chat.name}, on {self.chat.model.device}", *self.chat.check()]

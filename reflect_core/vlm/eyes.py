@@ -1,0 +1,143 @@
+"""How a question about a picture becomes a model's inputs: its chat template, its tokens, the picture's patches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compat import image_processor
+from ..generators.rgb import as_rgb
+from ..types import Picture, UserError
+from .chat import Question
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Model types whose pictures are a grid of patches, each square of them one token."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A question for a model."""
+
+    ids: Tensor
+    """(1, L)."""
+    along: Mapping[str, Tensor]
+    """What has a number for each token, (1, L) too."""
+    vision: Mapping[str, Tensor]
+    """The picture; empty where there is none."""
+    first: int
+    """Place of the picture's first token, and `last` of its last; L and -1 where there is none."""
+    last: int
+
+
+class QwenEyes:
+    """Of the Qwen-VL families. Their own processor needs torchvision, for films; a picture needs Pillow alone."""
+
+    def __init__(self, folder: Path, image_token: int, side: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.pictures, self.template, self.side = image_processor(folder), template_of(folder, self.tokenizer), side
+        self.image_token = image_token
+
+    def look(self, picture: Picture) -> dict[str, Tensor]:
+        """pixel_values (patches, values of one) and image_grid_thw (1, 3)."""
+        return dict(self.pictures(images=[shrunk(picture, self.side)], return_tensors="pt"))
+
+    def inputs(self, question: Question, sight: Mapping[str, Tensor] | None) -> Inputs:
+        text = self.tokenizer.apply_chat_template(messages(question), chat_template=self.template, tokenize=False,
+                                                  add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if sight is not None:
+            count = int(sight["image_grid_thw"][0].prod()) // self.pictures.merge_size**2
+            at = ids.index(self.image_token)
+            ids[at:at + 1] = [self.image_token] * count
+        tokens = torch.tensor([ids])
+        along = {"mm_token_type_ids": (tokens == self.image_token).int()} if sight is not None else {}
+        return placed(tokens, along, sight or {}, self.image_token)
+
+
+class AnyEyes:
+    """Of any other model, by its own processor, which looks at the picture for each question again."""
+
+    def __init__(self, folder: Path, image_token: int, side: int) -> None:
+        from transformers import AutoProcessor
+
+        try:
+            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+        except ImportError as error:
+            raise UserError(f"{folder}: its processor needs another package ({str(error).strip().splitlines()[0]}); "
+                            "try pip install torchvision, of the version that fits torch") from error
+        self.tokenizer = self.processor.tokenizer
+        self.template, self.side, self.image_token = template_of(folder, self.processor), side, image_token
+
+    def look(self, picture: Picture) -> Picture:
+        return shrunk(picture, self.side)
+
+    def inputs(self, question: Question, sight: Picture | None) -> Inputs:
+        text = self.processor.apply_chat_template(messages(question), chat_template=self.template, tokenize=False,
+                                                  add_generation_prompt=True)
+        pictures = {} if sight is None else {"images": [sight]}
+        made = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        ids = made.pop("input_ids")
+        made.pop("attention_mask", None)
+        along = {name: value for name, value in made.items() if value.shape == ids.shape}
+        vision = {name: value for name, value in made.items() if name not in along and sight is not None}
+        return placed(ids, along, vision, self.image_token)
+
+
+Eyes = QwenEyes | AnyEyes
+
+
+def open_eyes(folder: Path, config: Any, side: int) -> Eyes:
+    """Those of a model by its config. UserError for one that has no picture in its prompts."""
+    token = getattr(config, "image_token_id", None)
+    token = getattr(config, "image_token_index", None) if token is None else token
+    if token is None:
+        raise UserError(f"{folder}: a model of type {config.model_type!r} has no token for a picture; expected a "
+                        "language model that sees; try one with -VL in its name")
+    return (QwenEyes if config.model_type in QWEN else AnyEyes)(folder, token, side)
+
+
+def messages(question: Question) -> list[dict[str, Any]]:
+    """The chat, as templates read it; the picture before the first words."""
+    chat: list[dict[str, Any]] = []
+    if question.system:
+        chat.append({"role": "system", "content": [{"type": "text", "text": question.system}]})
+    for place, text in enumerate([*(text for turn in question.before for text in turn), question.text]):
+        content: list[dict[str, str]] = [{"type": "text", "text": text}]
+        if place == 0 and question.picture is not None:
+            content.insert(0, {"type": "image"})
+        chat.append({"role": "assistant" if place % 2 else "user", "content": content})
+    return chat
+
+
+def template_of(folder: Path, owner: Any) -> str:
+    """The chat template: the tokenizer's or processor's own, or that of a `chat_template.json` beside it."""
+    template = getattr(owner, "chat_template", None)
+    file = folder / "chat_template.json"
+    if not template and file.is_file():
+        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    if not isinstance(template, str):
+        raise UserError(f"{folder}: has no chat template; expected one in tokenizer_config.json, chat_template.json or "
+                        "chat_template.jinja; try an instruction-tuned model, or to download it again")
+    return template
+
+
+def shrunk(picture: Picture, side: int) -> Picture:
+    """RGB, no side longer than `side` pixels."""
+    picture = as_rgb(picture)
+    if max(picture.size) <= side:
+        return picture
+    scale = side / max(picture.size)
+    return picture.resize(tuple(max(1, round(length * scale)) for length in picture.size), 1)
+
+
+def placed(ids: Tensor, along: Mapping[str, Tensor], vision: Mapping[str, Tensor], image_token: int) -> Inputs:
+    at = (ids[0] == image_token).nonzero().flatten().tolist() if vision else []
+    return Inputs(ids, along, vision, at[0] if at else ids.shape[1], at[-1] if at else -1)
