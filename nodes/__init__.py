@@ -12,13 +12,15 @@ class Reflect(ComfyExtension):
     async def get_node_list(self) -> list[type]:
         from .all_in_one import ReflectLoop
         from .judge import ReflectLoadJudge, ReflectRefiner, ReflectReflector, ReflectVerifier
+        from .language_judge import ReflectLocalJudge, ReflectServerJudge
         from .loop import ReflectLoopController, ReflectLoopStart
         from .model import ReflectLoadModel
         from .records import ReflectLoadRun, ReflectShowRun
         from .sample import ReflectSample
 
-        return [ReflectLoadModel, ReflectLoadJudge, ReflectSample, ReflectVerifier, ReflectReflector, ReflectRefiner,
-                ReflectLoopStart, ReflectLoopController, ReflectLoop, ReflectShowRun, ReflectLoadRun]
+        return [ReflectLoadModel, ReflectLoadJudge, ReflectServerJudge, ReflectLocalJudge, ReflectSample,
+                ReflectVerifier, ReflectReflector, ReflectRefiner, ReflectLoopStart, ReflectLoopController,
+                ReflectLoop, ReflectShowRun, ReflectLoadRun]
 
 
 def comfy_entrypoint() -> Reflect:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..reflect_core import search
-from ..reflect_core.judges import find_judge
 from ..reflect_core.search import POLICIES, relay
 from ..reflect_core.search.registry import OFFICIAL, official_options, policy_for
 from ..reflect_core.types import UserError
@@ -34,7 +33,8 @@ class ReflectLoop(io.ComfyNode):
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
         with speaking_as(NAME):
             request = reflect_model.request(prompt, seed, steps, guidance, width, height)
-            find_judge(judge.kind).check(request)
+            judge.judge.check(request)
+            judge.prepare(prompt)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None, on_picture=True)
             own = reflect_model.choice.policy
             if policy == OFFICIAL and (options := official_options(own)):
@@ -47,7 +47,7 @@ class ReflectLoop(io.ComfyNode):
                 raise UserError("the budget was spent before a picture was judged; try a larger one")
             branches = getattr(stepper.policy, "branches", 1)
             so_far = relay.RunSoFar(run, branches, reflect_model.name, reflect_model.fingerprint,
-                                    {**reflect_model.settings, "judge": judge.kind}, stepper.policy, chosen.id,
-                                    max(reflect_model.generator.max_context, 1))
+                                    {**reflect_model.settings, "judge": judge.judge.settings()}, stepper.policy,
+                                    chosen.id, max(reflect_model.generator.max_context, 1))
             return results(so_far, chosen.accepted, own_part(node), cls.hidden.extra_pnginfo)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import comfy.model_management as manager
 from comfy_api.latest import io
 
-from ..reflect_core.judges import Actors, find_judge
+from ..reflect_core.judges import Judge as LibraryJudge
+from ..reflect_core.judges import find_judge
 from ..reflect_core.reflectors.spoken import SAY, SpokenReflector
 from ..reflect_core.report.words import verdict_lines
 from ..reflect_core.search import relay
@@ -20,13 +22,23 @@ KINDS = ("shapes", "none")
 
 
 class ReflectJudge:
-    """What goes over the wire: verifier, reflector and refiner of one judge."""
+    """What goes over the wire: a judge of the library, and its three actors."""
 
-    def __init__(self, kind: str, actors: Actors) -> None:
-        self.kind, self.actors = kind, actors
+    def __init__(self, judge: LibraryJudge) -> None:
+        self.judge, self.actors = judge, judge.actors()
+
+    def prepare(self, prompt: str) -> None:
+        """Before it is asked of a prompt. UserError if it cannot be; ComfyUI's own exception on Cancel."""
+        self.judge.check_prompt(prompt)
+        self.wait()
+        self.judge.prepare(prompt)
+
+    def wait(self) -> None:
+        """Let Cancel end what is waited for."""
+        self.judge.wait_with(manager.throw_exception_if_processing_interrupted)
 
     def __repr__(self) -> str:
-        return f"<judge {self.kind}>"
+        return f"<judge {self.judge.name}>"
 
 
 class ReflectLoadJudge(io.ComfyNode):
@@ -40,7 +52,7 @@ class ReflectLoadJudge(io.ComfyNode):
         with speaking_as("Load Judge"):
             if kind not in KINDS:
                 raise UserError(f"there is no judge {kind!r}; expected one of {', '.join(KINDS)}")
-            return io.NodeOutput(ReflectJudge(kind, find_judge(kind).actors()))
+            return io.NodeOutput(ReflectJudge(find_judge(kind)))
 
 
 class ReflectVerifier(io.ComfyNode):
@@ -60,14 +72,14 @@ class ReflectVerifier(io.ComfyNode):
         with speaking_as("Verifier", _round(run_in)):
             if run_in is None and image is None:
                 raise UserError("got neither a run nor an image; expected one of the two, or both")
-            find_judge(judge.kind).check_prompt(prompt)
+            judge.prepare(prompt)
             if run_in is None:
                 run_in = relay.from_pictures(prompt, from_image(image))
             elif image is not None:
                 run_in = relay.with_pictures(run_in, from_image(image))
             _expect_prompt(run_in, prompt)
             after = relay.judge(run_in, judge.actors.verifier, _progress(cls))
-            after = replace(after, settings={**after.settings, "judge": judge.kind})
+            after = replace(after, settings={**after.settings, "judge": judge.judge.settings()})
             best = after.run.best()
             return io.NodeOutput(after, best.score, after.run.accepted is not None, verdict_lines(best.verdict),
                                  best.verdict)
@@ -89,6 +101,7 @@ class ReflectReflector(io.ComfyNode):
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None, image=None,
                 verdict: Verdict | None = None, words: str = "", say: str = "replace") -> io.NodeOutput:
         with speaking_as("Reflector", _round(run_in)):
+            judge.wait()
             reflector = SpokenReflector(judge.actors.reflector, words or "", say, run_in.run.rounds if run_in else 1)
             if run_in is not None:
                 if image is not None or verdict is not None:
@@ -118,8 +131,10 @@ class ReflectRefiner(io.ComfyNode):
     @classmethod
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar) -> io.NodeOutput:
         with speaking_as("Prompt Refiner", _round(run_in)):
+            judge.wait()
             if judge.actors.refiner is None:
-                raise UserError(f"the judge {judge.kind!r} rewrites no prompts; try to leave the Prompt Refiner out")
+                raise UserError(f"the judge {judge.judge.name!r} rewrites no prompts; try to leave the Prompt Refiner "
+                                "out")
             relay.expect_run(run_in)
             _expect_prompt(run_in, prompt)
             after = relay.refine(run_in, judge.actors.refiner, _progress(cls))

@@ -17,7 +17,7 @@ from torch import nn
 
 TEXT_ROOM = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20}
 """Bytes to keep free while a published text encoder computes; a small one needs no more than it weighs."""
-PIXEL_ROOM = {"vae": 2178, "transformer": 460, "image_encoder": 460}
+PIXEL_ROOM = {"vae": 2178, "transformer": 460, "image_encoder": 460, "judge": 300}
 """Bytes to keep free for each pixel and each byte of a number, as ComfyUI reckons for FLUX (comfy/sd.py; its
 memory_usage_factor of 2.8)."""
 # No embeddings: ComfyUI's class wants an attribute that only its own constructor sets.

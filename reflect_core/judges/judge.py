@@ -33,10 +33,14 @@ class Judge:
     def suit(self, policy: str) -> None:
         """Speak as the model of that policy's paper learned it, where nobody has said how."""
 
-    def prepare(self, prompt: str) -> list[str]:
-        """Load, connect and look whether it works, with whatever has to be asked once for a prompt. Returns what the
-        user should know of it, a line each. UserError if it cannot work."""
+    def connect(self) -> list[str]:
+        """Load it, or call on its server, and look whether it works; once. Returns what the user should know of it, a
+        line each. UserError if it cannot work."""
         return []
+
+    def prepare(self, prompt: str) -> list[str]:
+        """The same, with whatever has to be asked once for a prompt."""
+        return self.connect()
 
     def actors(self, folder: Path | None = None) -> Actors:
         """Those of a run whose record lies in `folder`, or that has none."""

@@ -65,9 +65,15 @@ class LanguageJudge(Judge):
                 "sentence" if policy == "reflect_dit" else "edits"
             self.ask = replace(self.ask, reflect=self.given["reflect"])
 
-    def prepare(self, prompt: str) -> list[str]:
-        told = self._connect() if not self._connected else []
+    def connect(self) -> list[str]:
+        if self._connected:
+            return []
+        told = self._connect()
         self._connected = True
+        return told
+
+    def prepare(self, prompt: str) -> list[str]:
+        told = self.connect()
         if self.ask.ask != "checks":
             return told
         checks = self.actors().verifier.prepare(prompt)
@@ -75,9 +81,8 @@ class LanguageJudge(Judge):
             self.compiled[prompt] = [list(check) for check in checks]
         return [*told, f"each picture is asked: {' '.join(text for _, text in checks)}"]
 
-    def _connect(self) -> list[str]:
-        """Look whether it works, once; see `Judge.prepare`."""
-        return []
+    @abstractmethod
+    def _connect(self) -> list[str]: ...
 
     def wait_with(self, on_wait: Callable[[], Any] | None) -> None:
         self.chat.on_wait = on_wait

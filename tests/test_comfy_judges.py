@@ -1,0 +1,89 @@
+"""Language models as judges on the real ComfyUI: behind a server, and under its memory manager."""
+
+import json
+
+import pytest
+from fake_server import FakeServer
+from tiny_vlm import write_tiny_qwen
+
+from reflect_core.bench.engine import SKIP, Engine, find_comfyui
+from reflect_core.bench.graphs import loop, ran
+
+pytestmark = pytest.mark.skipif(find_comfyui() is None, reason=SKIP)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfy")
+    write_tiny_qwen(base / "models" / "LLM" / "tiny-vl", answers=True)
+    with Engine(find_comfyui(), base) as running:
+        yield running
+
+
+def judged_by(kind, changes=(), **inputs):
+    """The loop with another judge, never content, in two rounds."""
+    graph = loop({"controller.rounds": 2, "controller.threshold": 1.0, **dict(changes)},
+                 told={"class_type": "PreviewAny", "inputs": {"source": ["judge", 1]}},
+                 said={"class_type": "PreviewAny", "inputs": {"source": ["reflector", 1]}})
+    common = {"ask": "checks", "reflect": "edits", "threshold": 1.0, "checks": ""}
+    graph["judge"] = {"class_type": kind, "inputs": {**common, **inputs}}
+    return graph
+
+
+def record(engine, done):
+    (run,) = json.loads(engine.picture(done.outputs["save"]["images"][0]).info["reflect_run"]).values()
+    return run
+
+
+def test_a_server_judges_reflects_and_is_asked_no_more_than_needed(engine):
+    words = {"words": lambda document, red: "- Add a red circle." if "Add, Remove" in str(document) else None}
+    with FakeServer(**words).running() as fake:
+        done = engine.run(judged_by("ReflectServerJudge", address=fake.url, model="", at_once=2))
+        assert done.error is None, done.error
+        assert "the judge is fake-vl" in done.text("told")
+        assert done.text("said") == "Add a red circle\nAdd a red circle"
+        assert all(0 < c["score"] < 1 for c in record(engine, done)["candidates"])
+        assert fake.most <= 2
+        # A probe of 3, checks made once, 2 pictures of 2 checks twice, 2 reflections twice (they are shown).
+        assert fake.number == 3 + 1 + 2 * 2 * 2 + 2 * 2
+        again = engine.run(judged_by("ReflectServerJudge", address=fake.url, model="", at_once=2))
+        assert again.executed == [] and fake.number == 16
+
+
+def test_a_server_that_is_not_there(engine):
+    done = engine.run(judged_by("ReflectServerJudge", address="http://127.0.0.1:9/v1", model="x", timeout=1))
+    assert "Load Judge (server): the judge's server" in done.error["exception_message"]
+    assert "does not answer" in done.error["exception_message"]
+    done = engine.run(judged_by("ReflectServerJudge", address="http://me:pw@127.0.0.1:9/v1", model="x"))
+    said = done.error["exception_message"]
+    assert "REFLECT_KEY_127_0_0_1" in said and "pw" not in said
+
+
+def test_a_server_that_falls_silent_keeps_what_was_drawn(engine):
+    with FakeServer(fault=lambda number: "500" if 8 <= number < 100 else None).running() as fake:
+        graph = judged_by("ReflectServerJudge", address=fake.url, model="", checks="Is it red?\nIs it round?")
+        done = engine.run(graph)
+    # Marked, not lost: the second round's pictures have no verdict, the first's best is the answer.
+    assert done.error is None, done.error
+    scores = [c["score"] for c in record(engine, done)["candidates"]]
+    assert len(scores) >= 2 and scores[0] > 0
+
+
+def test_a_model_in_a_folder_is_moved_by_the_manager(engine):
+    info = engine.get("/object_info/ReflectLocalJudge")["ReflectLocalJudge"]
+    assert "tiny-vl" in info["input"]["required"]["model"][1]["options"]
+    first = engine.run(judged_by("ReflectLocalJudge", model="tiny-vl", checks="Is it red?\nIs it round?"))
+    assert first.error is None, first.error
+    assert "the judge is tiny-vl" in first.text("told")
+    scores = [c["score"] for c in record(engine, first)["candidates"]]
+    engine.post("/free", {"unload_models": True, "free_memory": True})
+    streamed = engine.run(judged_by("ReflectLocalJudge", model="tiny-vl", checks="Is it red?\nIs it round?",
+                                    offload="streamed"))
+    assert streamed.error is None, streamed.error
+    assert [c["score"] for c in record(engine, streamed)["candidates"]] == scores
+    assert ran(streamed.executed, "verifier") == 2
+
+
+def test_an_unknown_folder(engine):
+    done = engine.run(judged_by("ReflectLocalJudge", model="nothing"))
+    assert done.error is not None
