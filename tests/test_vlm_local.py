@@ -212,7 +212,7 @@ def cut(file):
     (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json: no such file"),
     (lambda f: (f / "config.json").unlink(), "expected the folder of a language model"),
-    (lambda f: change_json(f / "config.json", model_type="llava_llama"), "docs/judges.md"),
+    (lambda f: change_json(f / "config.json", model_type="llava_llama"), "judges/README.md"),
     (lambda f: change_json(f / "config.json", model_type="bert"), "a model of type 'bert' is none"),
     (lambda f: (change_json(f / "tokenizer_config.json", chat_template=None), (f / "chat_template.json").unlink()),
      "has no chat template"),

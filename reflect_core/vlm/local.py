@@ -177,7 +177,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'}: a model of type {kind!r} is none that the installed transformers "
                         "loads as one that reads pictures and answers; expected Qwen2.5-VL, Qwen3-VL, SmolVLM, LLaVA "
                         "or the like; try a newer transformers, or, for one with code of its own such as "
-                        "NVILA-Lite-2B-Verifier, a server: docs/judges.md")
+                        "NVILA-Lite-2B-Verifier, a server: reflect_core/judges/README.md")
     check_weights(folder)
     for name in ("preprocessor_config.json", "tokenizer_config.json"):
         read_json(folder / name, "expected it beside the weights; try to download the model again")
