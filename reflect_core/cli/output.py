@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import html_page, tree_picture
+from ..report.audit import audit_of, compare, comparison_words
 from ..report.words import counted
 from ..search import Candidate, Header, Run
 from ..search.record import PICTURES
@@ -47,7 +48,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None, tree: Path,
                 page: Path) -> dict[str, Any]:
     """A run as JSON: the answer, how it stopped, what it cost by actor, and every candidate in short."""
-    ledger = run.ledger
+    ledger, audited = run.ledger, compare(run, chosen)
     return {
         "run": str(folder),
         "prompt": run.prompt,
@@ -60,6 +61,7 @@ def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None
         "judge_calls": ledger.total.judge_calls,
         "tokens": ledger.total.tokens,
         "not_judged": [c.id for c in run.not_judged],
+        "audit": None if audited is None else {"words": comparison_words(audited), **audited.as_json()},
         "seconds": round(ledger.seconds, 3),
         "seconds_by_actor": {name: round(cost.seconds, 3) for name, cost in ledger.by_actor.items()},
         "overhead_seconds": round(ledger.overhead_seconds, 4),
@@ -73,7 +75,7 @@ def as_document(folder: Path, run: Run, header: Header, chosen: Candidate | None
 
 
 def _candidate(folder: Path, candidate: Candidate) -> dict[str, Any]:
-    verdict = candidate.verdict
+    verdict, audit = candidate.verdict, audit_of(candidate.verdict)
     return {
         "id": candidate.id, "round": candidate.round, "branch": candidate.branch, "parent": candidate.parent,
         "picture": str(picture_path(folder, candidate)), "seed": candidate.request.seed,
@@ -82,6 +84,7 @@ def _candidate(folder: Path, candidate: Candidate) -> dict[str, Any]:
         "score": None if verdict is None else verdict.score, "accepted": candidate.accepted,
         "judged": candidate.judged,
         "reason": None if verdict is None else verdict.reason,
+        "audit": audit.score if audit is not None and audit.judged else None,
     }
 
 
@@ -97,6 +100,8 @@ def as_table(document: dict[str, Any]) -> str:
         outcome = f"{best['score']:.2f}, {'accepted' if best['accepted'] else 'not accepted'}"
         rows += [("picture", best["picture"]), ("score", outcome if best["judged"] else "not judged"),
                  ("reason", best["reason"])]
+    if document["audit"] is not None:
+        rows.append(("audit", document["audit"]["words"]))
     stopped = document["stopped"]
     rows.append(("stopped", stopped["reason"] if stopped else "not yet; "
                  f"go on with: {resume_command(document['run'])}"))

@@ -17,6 +17,7 @@ from PIL import ImageFont
 
 from ..search.run import Candidate, Run
 from ..text import readable
+from .audit import audit_words
 from .words import role
 
 THUMB = 128
@@ -53,6 +54,8 @@ class Node:
     """Whether the text is a reflection."""
     role: str = ""
     """'best' or 'chosen' for the run's answer, else empty."""
+    audit: str = ""
+    """A line of its own above the text: what a second judge said, which decided nothing."""
 
     @property
     def chosen(self) -> bool:
@@ -112,19 +115,21 @@ def lay_out(run: Run, chosen: int | None = None, first_round: int = 0) -> Layout
     thumb = _thumb_size(run)
     places = _grid(run.candidates) if not _is_tree(run) else _columns(run)
     texts = {c.id: _text(run, c) for c in run.candidates}
+    audits = {c.id: audit_words(c.verdict) for c in run.candidates}
     line = {c.id for c in run.lineage(chosen)} if chosen is not None else set()
 
     rows = 1 + max((row for _, row in places.values()), default=0)
     columns = 1 + max((column for column, _ in places.values()), default=0)
     # A row is as high as its longest text, so that runs with short reflections stay compact.
-    tallest = [max((len(texts[id][0]) for id, (_, r) in places.items() if r == row), default=0) for row in range(rows)]
+    lines = {id: len(texts[id][0]) + bool(audits[id]) for id in texts}
+    tallest = [max((lines[id] for id, (_, r) in places.items() if r == row), default=0) for row in range(rows)]
     tops = [HEADING + GUTTER]
-    for lines in tallest:
-        tops.append(tops[-1] + thumb[1] + SCORE_HEIGHT + lines * LINE_HEIGHT + GUTTER + 8)
+    for most in tallest:
+        tops.append(tops[-1] + thumb[1] + SCORE_HEIGHT + most * LINE_HEIGHT + GUTTER + 8)
     pitch = max(thumb[0], TEXT_WIDTH - TEXT_SPILL) + LANE
     at = {id: (MARGIN + column * pitch, tops[row]) for id, (column, row) in places.items()}
-    nodes = tuple(Node(c, *at[c.id], texts[c.id][0], texts[c.id][1], role(run, c) if c.id == chosen else "")
-                  for c in run.candidates)
+    nodes = tuple(Node(c, *at[c.id], texts[c.id][0], texts[c.id][1], role(run, c) if c.id == chosen else "",
+                       audits[c.id]) for c in run.candidates)
     links = tuple(Link(c.parent, c.id, _route(places[c.parent], places[c.id], at[c.parent], at[c.id], thumb),
                        c.id in line and c.parent in line)
                   for c in run.candidates if c.parent is not None)

@@ -13,6 +13,7 @@ from ..search.header import Header
 from ..search.run import Candidate, Run
 from ..text import readable
 from ..types import Check
+from .audit import Comparison, audit_of, audit_words, compare, comparison_words
 from .layout import lay_out
 from .svg import data_url, tree_svg
 from .words import outcome, setting, spent
@@ -53,6 +54,9 @@ figcaption { font-size: .9rem; margin-top: 4px; }
 .tree .frame.accepted { stroke: var(--good); }
 .tree .disc { fill: var(--good); stroke: var(--card); stroke-width: 2; }
 .tree .tick { fill: none; stroke: var(--card); stroke-width: 2.4; }
+table { border-collapse: collapse; font-size: .9rem; } th { font-weight: 600; }
+th, td { padding: 5px 14px; text-align: right; font-variant-numeric: tabular-nums; }
+tr + tr { border-top: 1px solid var(--rule); }
 .cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .card { display: grid; grid-template-columns: 112px 1fr; gap: 12px; background: var(--card);
   border: 1px solid var(--rule); border-radius: 8px; padding: 12px; font-size: .9rem; overflow-wrap: anywhere; }
@@ -67,9 +71,12 @@ def html_page(run: Run, *, header: Header | None = None, chosen: Candidate | Non
     chosen = chosen or run.best()
     tree = tree_svg(run, lay_out(run, None if chosen is None else chosen.id))
     crisp = max(run.request.width, run.request.height) <= 128
-    sections = [_head(run, header, chosen)]
+    audited = compare(run, chosen)
+    sections = [_head(run, header, chosen, audited)]
     if chosen is not None:
         sections.append(_way(run, chosen, crisp))
+    if audited is not None:
+        sections.append(_audited(audited))
     if run.candidates:
         tree = tree.replace('class="tree"', 'class="tree crisp"', 1) if crisp else tree
         cards = "\n".join(_card(run, candidate, crisp) for candidate in run.candidates)
@@ -85,9 +92,10 @@ def escape(text: str) -> str:
     return html.escape(readable(text))
 
 
-def _head(run: Run, header: Header | None, chosen: Candidate | None) -> str:
+def _head(run: Run, header: Header | None, chosen: Candidate | None, audited: Comparison | None) -> str:
     kind = "accepted" if chosen is not None and chosen.accepted else "note"
-    return (f'<h1>{escape(run.prompt)}</h1>\n<p class="{kind}">{escape(outcome(run, chosen))}</p>\n'
+    told = "" if audited is None else f"<p>{escape(comparison_words(audited))}</p>\n"
+    return (f'<h1>{escape(run.prompt)}</h1>\n<p class="{kind}">{escape(outcome(run, chosen))}</p>\n{told}'
             f'<p class="note">{escape(spent(run))}</p>\n<p class="note">{escape(setting(run, header))}</p>')
 
 
@@ -109,6 +117,17 @@ def _words_between(run: Run, child: Candidate) -> str:
     return "no words" if child.request.prompt == run.candidate(child.parent).request.prompt else "a new prompt"
 
 
+def _audited(audited: Comparison) -> str:
+    """What a second judge, who had no say, thought of the judge's best as the run went on."""
+    rows = "".join(f'<tr><td>{at.pictures}</td><td><a href="#c{at.best.candidate}">{at.best.candidate}</a></td>'
+                   f"<td>{at.best.judge:.2f}</td><td>{at.best.audit:.2f}</td><td>{at.most:.2f}</td></tr>"
+                   for at in audited.course)
+    return ('<h2>Judge and audit</h2>\n<p class="note">A second judge scored every picture and decided nothing. Each '
+            "row is a picture that became the judge's best.</p>\n"
+            f'<div class="scroll"><table><tr><th>pictures</th><th>judge\'s best</th><th>judge</th><th>its audit</th>'
+            f"<th>best audit so far</th></tr>{rows}</table></div>")
+
+
 def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
     lines = [f"<p>{_score(candidate)}</p>"]
     for pair in candidate.request.context:
@@ -121,6 +140,11 @@ def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
         lines.append(f"<ul>{''.join(_check(check) for check in candidate.verdict.checks)}</ul>")
         if not candidate.verdict.checks and candidate.verdict.reason:
             lines.append(f"<p>{escape(candidate.verdict.reason)}</p>")
+    audit = audit_of(candidate.verdict)
+    if audit is not None:
+        said = f"{'accepted' if audit.accepted else 'not accepted'} {audit.reason}" if audit.judged else audit.reason
+        lines.append(f'<p class="note">{escape(f"{audit_words(candidate.verdict)}, {said}")}</p>')
+        lines.append(f"<ul>{''.join(_check(check) for check in audit.checks)}</ul>" if audit.checks else "")
     for verdict in run.verdicts(candidate.id)[1:]:
         word = "accepted" if verdict.accepted else "not accepted"
         lines.append(f'<p class="note">judged again: score {verdict.score:.2f}, {word} {escape(verdict.reason)}</p>')
@@ -145,4 +169,6 @@ def _score(candidate: Candidate) -> str:
     if not candidate.judged:
         return f'<b>{candidate.id}</b> <span class="note">{where}, not judged</span>'
     word = ' <span class="accepted">accepted</span>' if candidate.accepted else ""
-    return f'<b>{candidate.id}</b> <span class="note">{where}</span><br>score {candidate.score:.2f}{word}'
+    audit = audit_words(candidate.verdict)
+    beside = f' <span class="note">{audit}</span>' if audit else ""
+    return f'<b>{candidate.id}</b> <span class="note">{where}</span><br>score {candidate.score:.2f}{word}{beside}'

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from ..search.header import Header
 from ..search.run import Candidate, Run
+from .audit import compare, comparison_words
 from .layout import LINE_HEIGHT, MARGIN, TEXT_SIZE, Layout, Link, Node, font, lay_out, wrap
 from .words import outcome, setting, spent
 
@@ -30,8 +31,10 @@ def tree_picture(run: Run, *, header: Header | None = None, chosen: Candidate | 
     layout = lay_out(run, None if chosen is None else chosen.id, first_round)
     width = max(layout.width, LEAST_WIDTH)
     title = wrap(run.prompt, most=3, width=width - 2 * MARGIN, size=TITLE_SIZE)
-    under = [line for text in (outcome(run, chosen), f"{spent(run)}; {setting(run, header)}")
-             for line in wrap(text, most=2, width=width - 2 * MARGIN, size=14)]
+    audited = compare(run, chosen)
+    under = [line for text in (outcome(run, chosen), *([] if audited is None else [comparison_words(audited)]),
+                               f"{spent(run)}; {setting(run, header)}")
+             for line in wrap(text, most=2 if audited is None else 4, width=width - 2 * MARGIN, size=14)]
     top = MARGIN + len(title) * 30 + len(under) * 20 + 14
     height = top + layout.height
     scale = scale or (2 if 4 * width * height <= MOST_PIXELS else 1)
@@ -98,8 +101,11 @@ class _Pen:
         under = node.y + height + 6
         self.text((node.x, under), node.score_text, 14, GREEN if candidate.accepted else INK)
         self.text((node.x + width, under + 1), node.label, 12, GREY, "ra")
+        if node.audit:
+            self.text((node.x, under + 20), node.audit, TEXT_SIZE, INK)
+        first = under + 20 + LINE_HEIGHT * bool(node.audit)
         for i, line in enumerate(node.text):
-            self.text((node.x, under + 20 + i * LINE_HEIGHT), line, TEXT_SIZE, BLUE if node.told else GREY)
+            self.text((node.x, first + i * LINE_HEIGHT), line, TEXT_SIZE, BLUE if node.told else GREY)
 
     def _mark(self, x: float, y: float) -> None:
         """A tick in a disc."""

@@ -67,7 +67,8 @@ def _node(run: Run, node: Node, layout: Layout) -> str:
     under = y + height + 19
     parts += [f'<text class="score {accepted}" x="{x:.0f}" y="{under:.0f}">{node.score_text}</text>',
               f'<text class="note" x="{x + width:.0f}" y="{under:.0f}" text-anchor="end">{node.label}</text>']
-    kind = "told" if node.told else "note"
+    lines = [("audit", node.audit)] if node.audit else []
+    lines += [("told" if node.told else "note", line) for line in node.text]
     parts += [f'<text class="small {kind}" x="{x:.0f}" y="{under + 18 + i * LINE_HEIGHT:.0f}">{escape(line)}</text>'
-              for i, line in enumerate(node.text)]
+              for i, (kind, line) in enumerate(lines)]
     return "".join([*parts, "</a>"])

@@ -6,6 +6,7 @@ from ..search.header import Header
 from ..search.run import Candidate, Run
 from ..text import readable
 from ..types import Verdict
+from .audit import audit_of, audit_words
 
 
 def role(run: Run, chosen: Candidate) -> str:
@@ -36,6 +37,8 @@ def verdict_lines(verdict: Verdict) -> str:
     lines += [verdict.reason] if verdict.reason else []
     lines += [f"[{'x' if check.passed else ' '}] {check.kind} {check.target}{': ' + check.note if check.note else ''}"
               for check in verdict.checks]
+    if audit := audit_of(verdict):
+        lines.append(f"{audit_words(verdict)}{': ' + audit.reason if audit.reason else ''}")
     return "\n".join(readable(line) for line in lines)
 
 

@@ -12,7 +12,7 @@ from .encoder import Encoder
 
 
 class Reward(ABC):
-    """A verifier whose verdict is a number. `details` has the `reward`'s name and `raw`, the number as its model gave it.
+    """A verifier whose verdict is a number. `details` has the `reward` by name and `raw`, what its model gave.
 
     Args: threshold, the score in [0, 1] from which on a picture is accepted; None (the default): never. A reward says
     that one picture is better than another, and not that it is right.
