@@ -126,11 +126,9 @@ def comparison_words(comparison: Comparison) -> str:
 
 
 def _fall(comparison: Comparison) -> list[str]:
-    """That the audit of the judge's best fell while the judge's score rose."""
-    if not comparison.course:
-        return []
+    """That the audit of the judge's best fell while the judge's score of it rose, where it did."""
     last, peak = comparison.course[-1], max(comparison.course, key=lambda at: at.best.audit)
-    if peak.best.audit <= last.best.audit:
+    if peak.best.audit <= last.best.audit or peak.best.judge >= last.best.judge:
         return []
-    return [f"over-optimised: since picture {peak.pictures} the judge's best went from {peak.best.judge:.2f} to "
-            f"{last.best.judge:.2f}, and its audit fell from {peak.best.audit:.2f} to {last.best.audit:.2f}"]
+    return [f"since picture {peak.pictures} the judge's best rose from {peak.best.judge:.2f} to {last.best.judge:.2f} "
+            f"while its audit fell from {peak.best.audit:.2f} to {last.best.audit:.2f}, a sign of over-optimising"]

@@ -170,5 +170,5 @@ def _score(candidate: Candidate) -> str:
         return f'<b>{candidate.id}</b> <span class="note">{where}, not judged</span>'
     word = ' <span class="accepted">accepted</span>' if candidate.accepted else ""
     audit = audit_words(candidate.verdict)
-    beside = f' <span class="note">{audit}</span>' if audit else ""
+    beside = f'<br><span class="note">{audit}</span>' if audit else ""
     return f'<b>{candidate.id}</b> <span class="note">{where}</span><br>score {candidate.score:.2f}{word}{beside}'
