@@ -13,7 +13,6 @@ from reflect_core.search import BestOfN, ReflectionFlow, start
 from reflect_core.types import Check, Cost, UserError, Verdict
 from reflect_core.verifiers.rewards.audited import Audited
 from reflect_core.verifiers.rewards.ensemble import Ensemble
-from reflect_core.verifiers.rewards.together import not_judged
 
 PICTURES = [Image.new("RGB", (8, 8), (red, 255 - red, 7)) for red in (200, 20, 120)]
 
@@ -26,7 +25,7 @@ class Fixed:
 
     def judge(self, prompt, pictures):
         self.calls.append((prompt, [p.tobytes() for p in pictures]))
-        return [not_judged("no answer", {}) if s is None else
+        return [Verdict(0.0, False, reason="no answer", judged=False) if s is None else
                 Verdict(s, s >= self.accept, self.checks, self.reason, {"raw": s * 10}) for s in self.scores]
 
 
@@ -67,7 +66,7 @@ def test_all_accept_or_the_mean_does(accept, threshold, expected):
 def test_a_member_that_could_not_judge(mode):
     members = {"a": Fixed(0.2, None, 0.6, accept=0.5), "b": Fixed(0.8, 0.9, 1.0, accept=0.5)}
     strict = Ensemble(members, mode=mode).judge("p", PICTURES)
-    assert [getattr(v, "judged", v.score > 0) for v in strict] == [True, False, True]
+    assert [v.judged for v in strict] == [True, False, True]
     assert (strict[1].score, strict[1].accepted) == (0.0, False)
     assert strict[1].reason == "not judged by a: no answer"
     rest = Ensemble(members, mode=mode, missing="others").judge("p", PICTURES)

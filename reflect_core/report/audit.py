@@ -95,7 +95,7 @@ def compare(run: Run, chosen: Candidate | None) -> Comparison | None:
     best: Candidate | None = None
     for candidate in run.candidates:
         audit = audit_of(candidate.verdict)
-        if audit is None or not audit.judged or not getattr(candidate.verdict, "judged", True):
+        if audit is None or not audit.judged or not candidate.judged:
             continue
         both.append(Both(candidate.id, candidate.score, audit.score))
         if best is None or rank(candidate.verdict) > rank(best.verdict):

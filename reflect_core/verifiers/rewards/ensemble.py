@@ -17,7 +17,7 @@ from ...generators.checking import is_number
 from ...ranks import average_ranks
 from ...types import Picture, UserError, Verdict, Verifier
 from .reward import checked_threshold
-from .together import Together, brief, is_judged, not_judged
+from .together import Together, brief
 
 MODES = ("mean", "rank")
 MISSING = ("unjudged", "others")
@@ -66,7 +66,7 @@ class Ensemble(Together):
                          for name in verdicts)
         if not able or (len(able) < len(verdicts) and self.missing == "unjudged"):
             why = "; ".join(f"{name}: {verdicts[name].reason}" for name in verdicts if name not in able)
-            return not_judged(f"not judged by {why}", details)
+            return Verdict(0.0, False, reason=f"not judged by {why}", details=details, judged=False)
         total = sum(self.weights[name] for name in able)
         score = min(max(sum(self.weights[name] * values[name] for name in able) / total, 0.0), 1.0)
         accepted = (score >= self.threshold if self.threshold is not None else
@@ -94,7 +94,7 @@ def _normalised(members: Mapping[str, Verifier], weights: Mapping[str, float] | 
 
 def _values(verdicts: Sequence[Verdict], mode: str) -> list[float | None]:
     """What of a member is averaged: its scores, or its places, 0 to 1, the best; None where it could not judge."""
-    able = [index for index, verdict in enumerate(verdicts) if is_judged(verdict)]
+    able = [index for index, verdict in enumerate(verdicts) if verdict.judged]
     scores = [verdicts[index].score for index in able]
     if mode == "rank":
         scores = [(rank - 1) / (len(able) - 1) if len(able) > 1 else 0.5 for rank in average_ranks(scores)]

@@ -36,10 +36,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("google/siglip-so400m-patch14-384", "folder", _CLIP, "3.5 GB", "Apache-2.0",
                "its tokenizer needs sentencepiece in some versions of transformers"),),
     "pick-score": (
-        Source("yuvalkirstain/PickScore_v1", "folder", ("config.json", "model.safetensors"), "3.9 GB",
-               "see its page; its code is MIT"),
-        Source("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "processor", ("preprocessor_config.json", "tokenizer.json"),
-               "4 MB of 4 GB", "MIT", "only where the first comes without tokenizer and preprocessor")),
+        Source("yuvalkirstain/PickScore_v1", "folder", _CLIP, "3.9 GB", "none stated there; its code is MIT"),),
     "aesthetic": (
         Source("openai/clip-vit-large-patch14", "folder", _CLIP, "1.7 GB", "none stated there; OpenAI's code is MIT"),
         Source("github.com/christophschuhmann/improved-aesthetic-predictor", "head",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import reduce
 from typing import Any
 
@@ -83,20 +82,9 @@ def _by(manager, names: Mapping[str, str]):
     return lambda part, pixels=0: manager(names[part], pixels)
 
 
-def is_judged(verdict: Verdict) -> bool:
-    """False where nobody could say."""
-    return getattr(verdict, "judged", True)
-
-
-def not_judged(reason: str, details: dict[str, Any]) -> Verdict:
-    """The verdict of nobody."""
-    known = {"judged": False} if any(field.name == "judged" for field in fields(Verdict)) else {}
-    return Verdict(0.0, False, reason=reason, details=details, **known)
-
-
 def brief(verdict: Verdict) -> dict[str, Any]:
     """A verdict as it is kept in another one's details."""
-    return {"score": verdict.score, "accepted": verdict.accepted, "judged": is_judged(verdict),
+    return {"score": verdict.score, "accepted": verdict.accepted, "judged": verdict.judged,
             "reason": verdict.reason, "details": verdict.details,
             "checks": [{"kind": check.kind, "target": check.target, "passed": check.passed, "note": check.note}
                        for check in verdict.checks]}
