@@ -13,11 +13,12 @@ from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
 from reflect_core.types import UserError
 from reflect_core.verifiers.rewards.aesthetic import Aesthetic, read_head
-from reflect_core.verifiers.rewards.clip_score import ClipScore, sigmoid
+from reflect_core.verifiers.rewards.clip_score import ClipScore
 from reflect_core.verifiers.rewards.encoder import Encoder
 from reflect_core.verifiers.rewards.ensemble import Ensemble
 from reflect_core.verifiers.rewards.pick_score import PickScore
 from reflect_core.verifiers.rewards.pixels import Pixels
+from reflect_core.verifiers.rewards.verdicts import sigmoid
 
 PROMPT = "a red circle left of a blue star"
 LONG = " ".join(["red circle left of blue star"] * 20) + " green square"
@@ -330,6 +331,13 @@ def test_the_recipe_makes_what_is_read(tmp_path):
     subprocess.run(str(caught.value).split("trust the file: ")[1], shell=True, check=True)
     made = load_file(tmp_path / "sac+logos.safetensors")
     assert made.keys() == tensors.keys() and all(torch.equal(made[k], tensors[k]) for k in made)
+
+
+def test_a_model_that_gives_no_number(folders):
+    reward = ClipScore.from_folder(folders["clip"])
+    reward.encoder.model.visual_projection.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="gave nan .* try dtype float32"):
+        reward.judge(PROMPT, PICTURES)
 
 
 def test_pick_score_is_of_clip(folders):

@@ -64,7 +64,7 @@ class Comparison:
     """Whenever the judge's best changed."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "course": [asdict(at) for at in self.course]}
 
 
 def audit_of(verdict: Verdict | None) -> Audit | None:
@@ -74,7 +74,7 @@ def audit_of(verdict: Verdict | None) -> Audit | None:
         return None
     checks = found.get("checks")
     return Audit(float(found["score"]), found.get("accepted") is True, found.get("judged") is not False,
-                 str(found.get("reason", "")), tuple(
+                 str(found.get("reason") or ""), tuple(
                      Check(str(check.get("kind", "")), str(check.get("target", "")), check.get("passed") is True,
                            str(check.get("note", "")))
                      for check in (checks if isinstance(checks, list) else []) if isinstance(check, Mapping)))

@@ -8,7 +8,6 @@ colour belongs to what.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from ...types import Picture
 from .encoder import Encoder, Encoders
 from .reward import Reward, cosines
+from .verdicts import sigmoid
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts"
@@ -49,11 +49,3 @@ class ClipScore(Reward):
         if self.encoder.kind == "clip":
             return min(WEIGHT * max(raw, 0.0), 1.0)
         return sigmoid(self.encoder.scale * raw + self.encoder.bias)
-
-
-def sigmoid(value: float) -> float:
-    """1 / (1 + exp(-value)), for any value."""
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    small = math.exp(max(value, -700.0))
-    return small / (1 + small)

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from ...generators.checking import is_number
 from ...ranks import average_ranks
 from ...types import Picture, UserError, Verdict, Verifier
-from .reward import checked_threshold
 from .together import Together, brief
+from .verdicts import checked_threshold
 
 MODES = ("mean", "rank")
 MISSING = ("unjudged", "others")

@@ -24,9 +24,8 @@ from ...generators.loading import quiet, wrapped
 from ...generators.places import Places
 from ...types import Picture, UserError, Verdict
 from .chat import Patches, chat_template, inputs, one_turn
-from .clip_score import sigmoid
-from .reward import checked_threshold, verdict
 from .room import enough_room
+from .verdicts import checked_threshold, sigmoid, verdict
 from .verifier_folder import find_checkpoint, load
 
 NAME, PART, TOKEN = "Image-Verifier", "verifier", "<|VQ_reward|>"

@@ -14,9 +14,9 @@ import torch
 
 from ...generators.checking import is_number
 from ...types import Picture, UserError
-from .clip_score import sigmoid
 from .encoder import Encoder, Encoders
 from .reward import Reward, cosines
+from .verdicts import sigmoid
 
 REFERENCE = 21.0
 """About what a picture of a present-day model gets; where the score is 0.5."""

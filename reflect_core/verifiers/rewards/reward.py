@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
-from ...generators.checking import is_number
-from ...types import Picture, UserError, Verdict
+from ...types import Picture, Verdict
 from .encoder import Encoder
+from .verdicts import checked_threshold, verdict
 
 
 class Reward(ABC):
@@ -43,21 +42,6 @@ class Reward(ABC):
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
         raws, note = self.raw(prompt, pictures)
         return [verdict(self.name, raw, self.score(raw), self.threshold, note) for raw in raws]
-
-
-def verdict(name: str, raw: float, score: float, threshold: float | None, note: str = "") -> Verdict:
-    """A verdict of a judge that gives a number."""
-    details: dict[str, Any] = {"reward": name, "raw": raw}
-    if note:
-        details["note"] = note
-    return Verdict(score, threshold is not None and score >= threshold, reason=f"{name} {raw:.3g}", details=details)
-
-
-def checked_threshold(threshold: float | None) -> float | None:
-    """UserError unless it is None or a number from 0 to 1."""
-    if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
-        raise UserError(f"threshold is {threshold!r}; expected a score from 0 to 1, or none to accept nothing")
-    return threshold
 
 
 def cosines(encoder: Encoder, text: str, pictures: Sequence[Picture]) -> tuple[list[float], str]:
