@@ -12,8 +12,8 @@ from ...types import UserError, Verdict
 def verdict(name: str, raw: float, score: float, threshold: float | None, note: str = "") -> Verdict:
     """A number of the model `name` as a verdict; `note` is on how it read the prompt. UserError for what is none."""
     if not math.isfinite(raw):
-        raise UserError(f"{name} gave {raw} for a picture; expected a number; try dtype float32: half of that may not be "
-                        "enough for this model")
+        raise UserError(f"{name} gave {raw} for a picture; expected a number; try dtype float32: half may be "
+                        "too little for this model")
     details: dict[str, Any] = {"reward": name, "raw": raw}
     if note:
         details["note"] = note
