@@ -15,6 +15,7 @@ from reflect_core.cli.output import as_document, as_table, write_report
 from reflect_core.report import html_page, picture, tree_picture
 from reflect_core.report.audit import Both, audit_of, compare, comparison_words
 from reflect_core.report.layout import LINE_HEIGHT, lay_out
+from reflect_core.report.scatter import scatter_svg
 from reflect_core.report.svg import tree_svg
 from reflect_core.report.words import verdict_lines
 from reflect_core.search import BestOfN, start
@@ -174,3 +175,21 @@ def test_an_audit_of_somebody_else_s_record():
     audit = audit_of(Verdict(0.5, False, details={"audit": odd}))
     assert (audit.score, audit.accepted, audit.judged, audit.reason) == (1.0, False, True, "")
     assert audit.checks == (Check("", "7", False, ""),)
+
+
+def test_the_scatter_has_a_dot_for_each():
+    """Higher scores further to the right and up, the answer marked and on top; close scores are not pulled apart."""
+    run = best_of(JUDGE, AUDIT)
+    svg = ElementTree.fromstring(scatter_svg(compare(run, run.best())))
+    tag = "{http://www.w3.org/2000/svg}"
+    dots = [(int(a.get("href")[2:]), a.find(f"{tag}circle")) for a in svg.findall(f"{tag}a")]
+    assert sorted(id for id, _ in dots) == list(range(6)) and dots[-1][0] == 3
+    assert [id for id, dot in dots if "chosen" in dot.get("class")] == [3]
+    at = {id: (float(dot.get("cx")), float(dot.get("cy"))) for id, dot in dots}
+    for scores, axis, sign in ((JUDGE, 0, 1), (AUDIT, 1, -1)):
+        assert sorted(at, key=lambda id: sign * at[id][axis]) == sorted(at, key=lambda id: scores[id])
+    labels = [text.text for text in svg.findall(f"{tag}text")]
+    assert labels == ["0.30", "0.80", "0.10", "0.75", "judge", "audit"]
+    close = best_of([1.0, 0.99], [0.5, 0.5])
+    labels = [text.text for text in ElementTree.fromstring(scatter_svg(compare(close, None))).findall(f"{tag}text")]
+    assert labels[:4] == ["0.90", "1.00", "0.45", "0.55"]

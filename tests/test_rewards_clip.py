@@ -10,11 +10,12 @@ from safetensors.torch import load_file, safe_open, save_file
 from tiny_rewards import HEADS, SIDE, picture, write_head, write_tiny_clip, write_tiny_siglip
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from reflect_core.types import UserError
 from reflect_core.verifiers.rewards.aesthetic import Aesthetic, read_head
 from reflect_core.verifiers.rewards.clip_score import ClipScore
-from reflect_core.verifiers.rewards.encoder import Encoder
+from reflect_core.verifiers.rewards.encoder import Encoder, features
 from reflect_core.verifiers.rewards.ensemble import Ensemble
 from reflect_core.verifiers.rewards.pick_score import PickScore
 from reflect_core.verifiers.rewards.pixels import Pixels
@@ -53,7 +54,7 @@ def plain(folders):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(64, 64), (90, 40), (33, 71), (20, 20), (32, 32), (31, 200)])
+@pytest.mark.parametrize("size", [(64, 64), (90, 40), (33, 71), (20, 20), (32, 32), (31, 200), (50, 77), (77, 50)])
 def test_pixels_are_those_of_transformers(folders, kind, size):
     one = picture(7, size)
     expected = torch.as_tensor(pil_processor(kind, folders[kind])(images=one, return_tensors="pt").pixel_values)
@@ -73,8 +74,17 @@ def test_clip_score_is_the_paper_s(folders, plain):
         [logit / math.exp(4.6052) for logit in plain("clip", PROMPT, PICTURES)], abs=1e-5)
 
 
-def test_siglip_gives_its_own_probability(folders, plain):
-    verdicts = ClipScore.from_folder(folders["siglip"]).judge(PROMPT.upper(), PICTURES)
+def test_features_of_both_majors_of_transformers():
+    tensor = torch.ones(2, 3)
+    assert features(tensor) is tensor and features(BaseModelOutputWithPooling(pooler_output=tensor)) is tensor
+
+
+def test_siglip_gives_its_own_probability(folders, plain, monkeypatch):
+    reward, read = ClipScore.from_folder(folders["siglip"]), []
+    kind, call = type(reward.encoder.tokenizer), type(reward.encoder.tokenizer).__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, text, **how: read.append(text) or call(self, text, **how))
+    verdicts = reward.judge(PROMPT.upper(), PICTURES)
+    assert set(read) == {PROMPT}  # a tokenizer need not do that itself
     expected = [1 / (1 + math.exp(-logit)) for logit in plain("siglip", PROMPT, PICTURES)]
     assert [v.score for v in verdicts] == pytest.approx(expected, abs=1e-5)
 

@@ -53,7 +53,7 @@ class Course:
 class Comparison:
     """Judge and audit over the pictures that both could judge, by the first verdicts, which decide the answer."""
 
-    pictures: int
+    both: tuple[Both, ...]
     chosen: Both | None
     """The run's answer; None where one of the two could not judge it."""
     best: Both
@@ -63,8 +63,14 @@ class Comparison:
     course: tuple[Course, ...]
     """Whenever the judge's best changed."""
 
+    @property
+    def pictures(self) -> int:
+        return len(self.both)
+
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "course": [asdict(at) for at in self.course]}
+        """Without both scores of every picture."""
+        kept = {name: value for name, value in asdict(self).items() if name != "both"}
+        return {"pictures": self.pictures, **kept, "course": [asdict(at) for at in self.course]}
 
 
 def audit_of(verdict: Verdict | None) -> Audit | None:
@@ -104,7 +110,7 @@ def compare(run: Run, chosen: Candidate | None) -> Comparison | None:
     if not both:
         return None
     answer = next((one for one in both if chosen is not None and one.candidate == chosen.id), None)
-    return Comparison(len(both), answer, max(both, key=lambda one: (one.audit, one.judge)),
+    return Comparison(tuple(both), answer, max(both, key=lambda one: (one.audit, one.judge)),
                       rank_correlation([one.judge for one in both], [one.audit for one in both]), tuple(course))
 
 

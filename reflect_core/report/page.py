@@ -15,6 +15,7 @@ from ..text import readable
 from ..types import Check
 from .audit import Comparison, audit_of, audit_words, compare, comparison_words
 from .layout import lay_out
+from .scatter import scatter_svg
 from .svg import data_url, tree_svg
 from .words import outcome, setting, spent
 
@@ -54,6 +55,10 @@ figcaption { font-size: .9rem; margin-top: 4px; }
 .tree .frame.accepted { stroke: var(--good); }
 .tree .disc { fill: var(--good); stroke: var(--card); stroke-width: 2; }
 .tree .tick { fill: none; stroke: var(--card); stroke-width: 2.4; }
+.audit { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; margin-top: .6em; }
+.audit .scroll { max-width: 100%; }
+.scatter text { font-size: 12px; fill: var(--note); } .scatter .area { fill: var(--card); stroke: var(--rule); }
+.scatter .dot { fill: var(--note); fill-opacity: .55; } .scatter .dot.chosen { fill: var(--told); fill-opacity: 1; }
 table { border-collapse: collapse; font-size: .9rem; } th { font-weight: 600; }
 th, td { padding: 5px 14px; text-align: right; font-variant-numeric: tabular-nums; }
 tr + tr { border-top: 1px solid var(--rule); }
@@ -122,10 +127,12 @@ def _audited(audited: Comparison) -> str:
     rows = "".join(f'<tr><td>{at.pictures}</td><td><a href="#c{at.best.candidate}">{at.best.candidate}</a></td>'
                    f"<td>{at.best.judge:.2f}</td><td>{at.best.audit:.2f}</td><td>{at.most:.2f}</td></tr>"
                    for at in audited.course)
-    return ('<h2>Judge and audit</h2>\n<p class="note">A second judge scored every picture and decided nothing. Each '
-            "row is a picture that became the judge's best.</p>\n"
-            f'<div class="scroll"><table><tr><th>pictures</th><th>judge\'s best</th><th>judge</th><th>its audit</th>'
-            f"<th>best audit so far</th></tr>{rows}</table></div>")
+    names = ("pictures", "judge's best", "judge", "its audit", "best audit so far")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return ('<h2>Judge and audit</h2>\n<p class="note">A second judge scored every picture and decided nothing. A dot is '
+            "a picture, a row one that became the judge's best.</p>\n"
+            f'<div class="audit">{scatter_svg(audited)}\n'
+            f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div></div>')
 
 
 def _card(run: Run, candidate: Candidate, crisp: bool) -> str:
