@@ -123,6 +123,21 @@ def test_an_aesthetic_head_reads_the_unit_vector(folders, tmp_path, name, number
     assert reward.raw("another prompt", PICTURES) == reward.raw(PROMPT, PICTURES)
 
 
+def test_a_tokenizer_in_two_files_and_an_old_config(tmp_path, folders, plain, monkeypatch):
+    """As published: the text's end is found where it is, long or short."""
+    folder = write_tiny_clip(tmp_path / "clip", letters=True)
+    reward = PickScore.from_folder(folder)
+    monkeypatch.setitem(folders, "clip", folder)
+    for text in ("a red circle", "red " * 60):
+        assert reward.raw(text, PICTURES)[0] == pytest.approx(plain("clip", text, PICTURES), abs=1e-3)
+    tokenizer = reward.encoder.tokenizer
+    ids = tokenizer("a red circle").input_ids
+    assert (ids[0], ids[-1], len(ids)) == (52, 53, 12) and max(ids) == 53
+    (folder / "merges.txt").unlink()
+    with pytest.raises(UserError, match="clip"):
+        PickScore.from_folder(folder)
+
+
 def test_published_names(folders, tmp_path):
     """What the small models are saved with is what the published repositories hold."""
     def names(folder):

@@ -21,12 +21,19 @@ HEADS = {"layers": (0, 2, 4, 6, 7), "scoring_head": (0, 2, 4, 6, 8)}
 WIDTHS = (1024, 128, 64, 16, 1)
 
 
-def write_tiny_clip(folder: Path, seed: int = 0, scale: float = 4.6052) -> Path:
-    """Files and keys as in openai/clip-vit-large-patch14."""
-    vocabulary = write_word_tokenizer(folder, [WORDS], "clip", 77)
+def write_tiny_clip(folder: Path, seed: int = 0, scale: float = 4.6052, letters: bool = False) -> Path:
+    """Files and keys as in openai/clip-vit-large-patch14.
+
+    `letters`: a tokenizer of single letters in its two oldest files, and the published config's wrong numbers of the
+    special tokens, by which transformers knows an old CLIP and looks for a text's end at the largest number.
+    """
+    if letters:
+        tokens, special = _write_letters(folder), {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    else:
+        tokens = len(write_word_tokenizer(folder, [WORDS], "clip", 77))
+        special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     torch.manual_seed(seed)
-    text = {**BOTH, "vocab_size": len(vocabulary), "max_position_embeddings": 77, "bos_token_id": 2, "eos_token_id": 3,
-            "pad_token_id": 0}
+    text = {**BOTH, "vocab_size": tokens, "max_position_embeddings": 77, **special}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
     with torch.no_grad():
         model.logit_scale.fill_(scale)
@@ -36,6 +43,19 @@ def write_tiny_clip(folder: Path, seed: int = 0, scale: float = 4.6052) -> Path:
                            "image_mean": [0.48145466, 0.4578275, 0.40821073],
                            "image_std": [0.26862954, 0.26130258, 0.27577711]})
     return folder
+
+
+def _write_letters(folder: Path) -> int:
+    """CLIP's own tokenizer, without tokenizer.json; returns how many tokens it has."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": "<|endoftext|>",
+         "do_lower_case": True, "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}))
+    return len(tokens)
 
 
 def write_tiny_siglip(folder: Path, seed: int = 0) -> Path:

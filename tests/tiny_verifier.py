@@ -89,6 +89,9 @@ def write_checkpoint(folder: Path, base: Path, layout: str, *, old: bool = True,
                 name = f"{path}.base_layer.weight"
                 for which, matrix in zip("AB", lora[path]):
                     tensors[f"{under}{rename(path)}.lora_{which}.default.weight"] = matrix
+            if name == "rm_head.weight":  # as peft's modules_to_save names it
+                tensors[f"{under}rm_head.original_module.weight"] = torch.zeros_like(tensor)
+                name = "rm_head.modules_to_save.default.weight"
             tensors[under + rename(name)] = tensor.clone()
         save_file(tensors, place / "model.safetensors")
     else:

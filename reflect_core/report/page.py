@@ -129,8 +129,8 @@ def _audited(audited: Comparison) -> str:
                    for at in audited.course)
     names = ("pictures", "judge's best", "judge", "its audit", "best audit so far")
     head = "".join(f"<th>{name}</th>" for name in names)
-    return ('<h2>Judge and audit</h2>\n<p class="note">A second judge scored every picture and decided nothing. A dot is '
-            "a picture, a row one that became the judge's best.</p>\n"
+    return ('<h2>Judge and audit</h2>\n<p class="note">A second judge scored every picture and decided nothing. A dot '
+            "is a picture, a row one that became the judge's best.</p>\n"
             f'<div class="audit">{scatter_svg(audited)}\n'
             f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div></div>')
 
