@@ -12,8 +12,11 @@ from reflect_core.verifiers.rewards import REWARDS, SOURCES, load_reward
 
 def test_every_reward_has_its_sources():
     assert set(SOURCES) == set(REWARDS)
-    for sources in SOURCES.values():
-        assert sources[0].option == "folder" and all(s.repository and s.size and s.licence and s.files for s in sources)
+    for name, sets in SOURCES.items():
+        for sources in sets:
+            assert [s.option for s in sources] == ["folder", *{"aesthetic": ["head"], "image-verifier": ["base"]}.get(
+                name, [])]
+            assert all(s.repository and s.size and s.licence and s.files for s in sources)
 
 
 def test_a_reward_by_its_name(tmp_path):

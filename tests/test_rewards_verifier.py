@@ -136,7 +136,7 @@ def test_a_template_is_an_option_and_may_lie_beside_the_checkpoint(tmp_path, bas
     (folder / "prompt_template.txt").write_text("rate {text_prompt}\n")
     beside = load(folder, base)
     assert beside.template == f"rate {{text_prompt}} {TOKEN}" and "prompt_template.txt" in beside.about
-    assert beside.words("a cat") == f"rate a cat {TOKEN}"
+    assert beside.words("a {prompt} {text_prompt}") == f"rate a {{prompt}} {{text_prompt}} {TOKEN}"
     given = load(folder, base, template="rate {prompt}")
     assert "given" in given.about and given.raw(PROMPT, PICTURES[:1]) == beside.raw(PROMPT, PICTURES[:1]) != ours
     with pytest.raises(UserError, match="expected one, where the prompt goes"):

@@ -53,8 +53,9 @@ def _write_letters(folder: Path) -> int:
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": "<|endoftext|>",
-         "do_lower_case": True, "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}))
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True,
+         "bos_token": "<|startoftext|>",
+         **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")}))
     return len(tokens)
 
 

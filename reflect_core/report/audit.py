@@ -15,8 +15,7 @@ from ..generators.checking import is_number
 from ..ranks import rank_correlation
 from ..search.run import Candidate, Run, rank
 from ..types import Check, Verdict
-
-KEY = "audit"
+from ..verifiers.rewards.audited import KEY
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 | name | class | what it says |
 |---|---|---|
-| `clip-score`, `siglip-score` | `clip_score.ClipScore` | how well picture and text go together |
+| `clip-score` | `clip_score.ClipScore` | how well picture and text go together |
 | `pick-score` | `pick_score.PickScore` | which picture people would pick |
-| `aesthetic`, `aesthetic-v2.5` | `aesthetic.Aesthetic` | how good it looks, whatever was asked for |
+| `aesthetic` | `aesthetic.Aesthetic` | how good it looks, whatever was asked for |
 | `image-verifier` | `image_verifier.ImageVerifier` | ReflectionFlow's own rating |
 | | `ensemble.Ensemble` | weighted mean of several |
 | | `audited.Audited` | select by one, audit by another |
@@ -26,9 +26,8 @@ from .sources import SOURCES
 __all__ = ["Audited", "Ensemble", "REWARDS", "SOURCES", "load_reward"]
 
 REWARDS = {
-    "clip-score": (".clip_score", "ClipScore"), "siglip-score": (".clip_score", "ClipScore"),
-    "pick-score": (".pick_score", "PickScore"), "aesthetic": (".aesthetic", "Aesthetic"),
-    "aesthetic-v2.5": (".aesthetic", "Aesthetic"), "image-verifier": (".image_verifier", "ImageVerifier"),
+    "clip-score": (".clip_score", "ClipScore"), "pick-score": (".pick_score", "PickScore"),
+    "aesthetic": (".aesthetic", "Aesthetic"), "image-verifier": (".image_verifier", "ImageVerifier"),
 }
 
 
@@ -47,5 +46,5 @@ def load_reward(name: str, folder: str | Path, **options: Any) -> Verifier:
         raise UserError(f"the reward {name!r} has no option {unknown[0]!r}; expected some of {', '.join(allowed)}")
     if kind == "Aesthetic" and "head" not in options:
         raise UserError(f"the reward {name!r} needs the option 'head'; expected the head's safetensors file; try the "
-                        f"one of {SOURCES[name][1].repository}, converted once")
+                        f"one of {SOURCES[name][0][1].repository}, converted once")
     return make(folder, **options)

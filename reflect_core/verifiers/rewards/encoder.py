@@ -28,8 +28,8 @@ CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 PART = "image_encoder"
 KEEP_PICTURES, KEEP_TEXTS = 4096, 64
 
-Encoders = dict[tuple[str, str, str], "Encoder"]
-"""Those loaded so far, by folder, dtype and device: handed to each reward's `from_folder`, one serves them all."""
+Encoders = dict[tuple[str, ...], "Encoder"]
+"""Those loaded so far, by folders, dtype and device: handed to each reward's `from_folder`, one serves them all."""
 
 
 class Encoder:
@@ -57,13 +57,13 @@ class Encoder:
 
         Args:
             processor: a folder with tokenizer and preprocessor_config.json, where the model's own has none.
-            shared: encoders loaded so far; one of the same folder, dtype and device is taken from there, whatever its
+            shared: encoders loaded so far; one of the same folders, dtype and device is taken from there, whatever its
                 `batch`, and a new one put there.
 
         Raises UserError, naming the file, for a folder of another kind of model, or one that is not whole. Nothing is
         downloaded.
         """
-        key = (str(Path(folder).resolve()), str(dtype), str(device))
+        key = (str(Path(folder).resolve()), str(processor), str(dtype), str(device))
         if shared is not None and key in shared:
             return shared[key]
         folder = Path(folder)

@@ -13,6 +13,7 @@ The default, `TEMPLATE`, asks for the same in our own words, which moves the num
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .verifier_folder import find_checkpoint, load
 
 NAME, PART, TOKEN = "Image-Verifier", "verifier", "<|VQ_reward|>"
 TEMPLATE_FILE = "prompt_template.txt"
-PLACES = ("{prompt}", "{text_prompt}")
+_PLACE = re.compile(r"\{(?:text_)?prompt\}")
 TEMPLATE = """An image model drew this picture for the text below. Rate it as a whole, from 0 (poor) to 10 (flawless).
 Weigh two things:
 1. How good it looks: is what it shows plausible, is it sharp, does it have fine detail, is it pleasing?
@@ -44,8 +45,9 @@ class ImageVerifier:
 
     Args:
         model: a `Qwen2_5_VLModel`; head: linear to one number, without a bias, in fp32.
-        template: a text with `{prompt}` in it (`{text_prompt}` will do); the reward token is put at its end if it has
-        none. normalisation: (mean, deviation) of raw rewards, or None.
+        template: a text with `{prompt}` in it (`{text_prompt}` will do); if it has no reward token, one is put at its
+            end.
+        normalisation: (mean, deviation) of raw rewards, or None.
         batch: pictures of one size that are judged at once.
         about: which weights these are; in each verdict's details.
     """
@@ -124,10 +126,7 @@ class ImageVerifier:
     def words(self, prompt: str) -> str:
         """What the model reads beside a picture. A prompt's own marks of tokens, such as `<|im_end|>`, are taken apart:
         they would end the turn, or be taken for the picture or the reward."""
-        words = self.template
-        for place in PLACES:
-            words = words.replace(place, prompt.replace("<|", "< |"))
-        return words
+        return _PLACE.sub(lambda _: prompt.replace("<|", "< |"), self.template)
 
     @torch.no_grad()
     def _rewards(self, text: str, shown: Sequence[tuple[torch.Tensor, tuple[int, int, int]]]) -> list[float]:
@@ -162,8 +161,8 @@ def _template(template: str | None, folders: Sequence[Path]) -> tuple[str, str]:
 
 def _checked_template(template: str) -> str:
     """With one reward token in it, at its end if it had none. UserError for one without a place for the prompt."""
-    if not any(place in template for place in PLACES):
-        raise UserError(f"the template {template[:60]!r} has no {PLACES[0]} in it; expected one, where the prompt goes")
+    if not _PLACE.search(template):
+        raise UserError(f"the template {template[:60]!r} has no {{prompt}} in it; expected one, where the prompt goes")
     return template if TOKEN in template else f"{template.rstrip()} {TOKEN}"
 
 

@@ -27,28 +27,24 @@ class Source:
 
 
 _CLIP = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
-_QWEN = ("config.json", "preprocessor_config.json", "tokenizer.json")
+_CLIP_L = Source("openai/clip-vit-large-patch14", "folder", _CLIP, "1.7 GB", "none stated there; its code is MIT")
+_SIGLIP = Source("google/siglip-so400m-patch14-384", "folder", _CLIP, "3.5 GB", "Apache-2.0",
+                 "some versions of transformers want sentencepiece for its tokenizer")
 
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "clip-score": (
-        Source("openai/clip-vit-large-patch14", "folder", _CLIP, "1.7 GB", "none stated there; OpenAI's code is MIT"),),
-    "siglip-score": (
-        Source("google/siglip-so400m-patch14-384", "folder", _CLIP, "3.5 GB", "Apache-2.0",
-               "its tokenizer needs sentencepiece in some versions of transformers"),),
+SOURCES: dict[str, tuple[tuple[Source, ...], ...]] = {
+    "clip-score": ((_CLIP_L,), (_SIGLIP,)),
     "pick-score": (
-        Source("yuvalkirstain/PickScore_v1", "folder", _CLIP, "3.9 GB", "none stated there; its code is MIT"),),
+        (Source("yuvalkirstain/PickScore_v1", "folder", _CLIP, "3.9 GB", "none stated there; its code is MIT"),),),
     "aesthetic": (
-        Source("openai/clip-vit-large-patch14", "folder", _CLIP, "1.7 GB", "none stated there; OpenAI's code is MIT"),
-        Source("github.com/christophschuhmann/improved-aesthetic-predictor", "head",
-               ("sac+logos+ava1-l14-linearMSE.pth",), "4 MB", "Apache-2.0", RECIPE_NEEDED)),
-    "aesthetic-v2.5": (
-        Source("google/siglip-so400m-patch14-384", "folder", _CLIP, "3.5 GB", "Apache-2.0"),
-        Source("github.com/discus0434/aesthetic-predictor-v2-5", "head", ("aesthetic_predictor_v2_5.pth",), "5 MB",
-               "AGPL-3.0", RECIPE_NEEDED)),
+        (_CLIP_L, Source("github.com/christophschuhmann/improved-aesthetic-predictor", "head",
+                         ("sac+logos+ava1-l14-linearMSE.pth",), "4 MB", "Apache-2.0", RECIPE_NEEDED)),
+        (_SIGLIP, Source("github.com/discus0434/aesthetic-predictor-v2-5", "head", ("aesthetic_predictor_v2_5.pth",),
+                         "3 MB", "AGPL-3.0", RECIPE_NEEDED))),
     "image-verifier": (
-        Source("diffusion-cot/Image-Verifier", "folder", ("model_config.json", "checkpoint-10080"), "3.5 GB",
-               "see its page", RECIPE_NEEDED),
-        Source("Qwen/Qwen2.5-VL-7B-Instruct", "base", _QWEN, "16.6 GB", "Apache-2.0",
-               "or the one that model_config.json names: the 3B's licence is for research only")),
+        (Source("diffusion-cot/Image-Verifier", "folder", ("model_config.json", "checkpoint-10080"), "3.5 GB",
+                "see its page", RECIPE_NEEDED),
+         Source("Qwen/Qwen2.5-VL-7B-Instruct", "base",
+                ("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors.index.json"),
+                "16.6 GB", "Apache-2.0", "or the one that model_config.json names; the 3B's is for research")),),
 }
-"""By the names of `rewards.load_reward`."""
+"""By the names of `rewards.load_reward`: for each the sets that it can be made of, the first being the usual one."""

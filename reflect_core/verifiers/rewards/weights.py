@@ -18,7 +18,7 @@ RECIPE = ("python -c \"import torch, safetensors.torch as s; s.save_file({{k: v.
 def convert(pickle: Path) -> str:
     """The command that makes of a pickle the safetensors file that is read in its place."""
     stem = {"pytorch_model": "model"}.get(pickle.stem, pickle.stem)
-    return RECIPE.format(source=pickle, target=pickle.with_name(f"{stem}.safetensors"))
+    return RECIPE.format(source=pickle.as_posix(), target=pickle.with_name(f"{stem}.safetensors").as_posix())
 
 
 def refuse_pickle(pickle: Path) -> UserError:
