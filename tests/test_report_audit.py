@@ -193,3 +193,9 @@ def test_the_scatter_has_a_dot_for_each():
     close = best_of([1.0, 0.99], [0.5, 0.5])
     labels = [text.text for text in ElementTree.fromstring(scatter_svg(compare(close, None))).findall(f"{tag}text")]
     assert labels[:4] == ["0.90", "1.00", "0.45", "0.55"]
+
+
+def test_of_equal_pictures_the_earlier_stays_the_judge_s_best():
+    run = best_of([0.4, 0.4, 0.2], [0.5, 0.6, 0.7])
+    found = compare(run, run.best())
+    assert [at.best.candidate for at in found.course] == [0] and run.best().id == 0
