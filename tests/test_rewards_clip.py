@@ -224,8 +224,9 @@ def test_bf16_is_near_and_keeps_the_scale(folders, kind):
     assert half.model.dtype == torch.bfloat16 and (half.scale, half.bias) == (full.scale, full.bias)
     assert half.pictures(PICTURES).dtype == torch.float32
     assert (half.pictures(PICTURES) - full.pictures(PICTURES)).abs().max() < 0.05
-    other = Encoder.from_folder(folders[kind], torch.bfloat16)
-    assert torch.equal(half.pictures(PICTURES), other.pictures(PICTURES))
+    once = half.pictures(PICTURES)
+    half._pictures.values.clear()
+    assert torch.equal(half.pictures(PICTURES), once)
 
 
 def test_acceptance_needs_a_threshold(folders):
