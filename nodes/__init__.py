@@ -16,9 +16,11 @@ class Reflect(ComfyExtension):
         from .loop import ReflectLoopController, ReflectLoopStart
         from .model import ReflectLoadModel
         from .records import ReflectLoadRun, ReflectShowRun
+        from .reward_judge import ReflectAudit, ReflectEnsemble, ReflectRewardJudge
         from .sample import ReflectSample
 
-        return [ReflectLoadModel, ReflectLoadJudge, ReflectServerJudge, ReflectLocalJudge, ReflectSample,
+        return [ReflectLoadModel, ReflectLoadJudge, ReflectServerJudge, ReflectLocalJudge,
+                ReflectRewardJudge, ReflectEnsemble, ReflectAudit, ReflectSample,
                 ReflectVerifier, ReflectReflector, ReflectRefiner, ReflectLoopStart, ReflectLoopController,
                 ReflectLoop, ReflectShowRun, ReflectLoadRun]
 

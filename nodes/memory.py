@@ -56,7 +56,7 @@ class Parts:
         patcher = self.patchers[name]
         number = next(patcher.model.parameters()).element_size()
         room = (min(TEXT_ROOM[name], patcher.model_size()) if name in TEXT_ROOM else
-                pixels * number * PIXEL_ROOM[name])
+                pixels * number * PIXEL_ROOM.get(name.rpartition(".")[2], 460))
         manager.load_models_gpu([patcher], memory_required=room, force_full_load=self.keep == "whole")
         if self.keep == "streamed":
             _move_the_rest(patcher.model, patcher.load_device)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from fake_server import FakeServer
+from tiny_rewards import write_tiny_clip
 from tiny_vlm import write_tiny_qwen
 
 from reflect_core.bench.engine import SKIP, Engine, find_comfyui
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(find_comfyui() is None, reason=SKIP)
 def engine(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfy")
     write_tiny_qwen(base / "models" / "LLM" / "tiny-vl", answers=True)
+    write_tiny_clip(base / "models" / "reflect" / "tiny-clip")
     with Engine(find_comfyui(), base) as running:
         yield running
 
@@ -82,6 +84,19 @@ def test_a_model_in_a_folder_is_moved_by_the_manager(engine):
     assert streamed.error is None, streamed.error
     assert [c["score"] for c in record(engine, streamed)["candidates"]] == scores
     assert ran(streamed.executed, "verifier") == 2
+
+
+def test_a_reward_an_ensemble_and_an_audit(engine):
+    reward = {"class_type": "ReflectRewardJudge", "inputs": {"kind": "clip-score", "model": "tiny-clip",
+                                                             "threshold": -1.0}}
+    graph = loop({"controller.rounds": 2, "controller.threshold": 1.0, "verifier.judge": ["audited", 0]}, reward=reward,
+                 both={"class_type": "ReflectEnsemble", "inputs": {
+                     "judge_1": ["judge", 0], "judge_2": ["reward", 0], "weight_1": 3.0, "weight_2": 1.0,
+                     "threshold": -1.0}},
+                 audited={"class_type": "ReflectAudit", "inputs": {"judge_in": ["both", 0], "audit": ["reward", 0]}})
+    done = engine.run(graph)
+    assert done.error is None, done.error
+    assert all(0 < c["score"] < 1 for c in record(engine, done)["candidates"])
 
 
 def test_an_unknown_folder(engine):

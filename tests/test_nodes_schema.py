@@ -7,12 +7,12 @@ import pytest
 from fake_comfy import ROOT, WIDGETS, load_pack
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-IDS = ("ReflectLoadModel", "ReflectLoadJudge", "ReflectServerJudge", "ReflectLocalJudge",
-       "ReflectSample", "ReflectVerifier", "ReflectReflector", "ReflectRefiner",
+IDS = ("ReflectLoadModel", "ReflectLoadJudge", "ReflectServerJudge", "ReflectLocalJudge", "ReflectRewardJudge",
+       "ReflectEnsemble", "ReflectAudit", "ReflectSample", "ReflectVerifier", "ReflectReflector", "ReflectRefiner",
        "ReflectLoopStart", "ReflectLoopController", "ReflectLoop", "ReflectShowRun", "ReflectLoadRun")
 NAMES = ("Load Reflective DiT", "Load Judge", "Load Judge (server)", "Load Judge (language model)",
-         "Reflect-Sample", "Verifier", "Reflector", "Prompt Refiner", "Loop Start",
-         "Loop Controller", "Reflection Loop (all in one)", "Show Run", "Load Run")
+         "Load Judge (reward model)", "Judge Ensemble", "Judge Audit", "Reflect-Sample", "Verifier", "Reflector",
+         "Prompt Refiner", "Loop Start", "Loop Controller", "Reflection Loop (all in one)", "Show Run", "Load Run")
 SECRETS = ("key", "token", "password", "secret")
 SOCKETS = {"REFLECT_MODEL", "REFLECT_JUDGE", "REFLECT_RUN", "REFLECT_VERDICT", "REFLECT_FLOW", "IMAGE"}
 

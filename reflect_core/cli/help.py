@@ -115,12 +115,24 @@ LOCAL_OPTIONS = {
     "side": "pixels of a picture's longer side at most (1024)",
 }
 
+REWARD_OPTIONS = {
+    "folder": "where its weights are, as on the hub",
+    "threshold": "the score from which a picture is accepted (none: nothing is)",
+    "device": "cpu, cuda, ...",
+    "dtype": "float32, bfloat16 or float16",
+    "head": "of aesthetic: the head's safetensors file",
+    "base": "of image-verifier: the Qwen2.5-VL that it was tuned from",
+    "members": "of an ensemble, as JSON: [{\"judge\": WHO, \"options\": {...}, \"weight\": 2}, ...]",
+    "mode": "of an ensemble: 'mean' of scores, or of 'rank's",
+}
+
 
 def judge_help() -> str:
     return "\n".join(["options of language models, for --judge-option, --reflector-option and --refiner-option:",
                       *_list(JUDGE_OPTIONS), "and of those behind a server (its key is read from the environment: "
                       "OPENAI_API_KEY", "for OpenAI, REFLECT_KEY_ and the server's name for others, and in no record):",
-                      *_list(SERVER_OPTIONS), "and of those in a folder:", *_list(LOCAL_OPTIONS)])
+                      *_list(SERVER_OPTIONS), "and of those in a folder:", *_list(LOCAL_OPTIONS),
+                      "options of reward models and ensembles:", *_list(REWARD_OPTIONS)])
 
 
 def settings_help() -> str:

@@ -1,4 +1,4 @@
-"""Who judges, reflects and refines, as the arguments or a record say: one for all three, or others for the last two."""
+"""Who judges, reflects, refines and audits, as the arguments or a record say: one for the first three, or others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from ..judges import Actors, Judge, find_judge
 from ..types import Request, UserError
+from ..verifiers.rewards import Audited
 from .settings import named_values
 
-ROLES = ("judge", "reflector", "refiner")
+ROLES = ("judge", "reflector", "refiner", "audit")
 
 
 class Judges:
-    """`by_role`: the judge, and a reflector and refiner where those are others."""
+    """`by_role`: the judge, a reflector and refiner where those are others, and an audit where there is one."""
 
     def __init__(self, by_role: dict[str, Judge]) -> None:
         self.by_role = by_role
@@ -60,7 +61,8 @@ class Judges:
     def actors(self, folder: Path) -> Actors:
         actors = {role: judge.actors(folder) for role, judge in self.by_role.items()}
         judge = actors["judge"]
-        return Actors(judge.verifier, actors.get("reflector", judge).reflector, actors.get("refiner", judge).refiner)
+        verifier = Audited(judge.verifier, actors["audit"].verifier) if "audit" in actors else judge.verifier
+        return Actors(verifier, actors.get("reflector", judge).reflector, actors.get("refiner", judge).refiner)
 
     def settings(self) -> dict[str, Any]:
         """For a record."""

@@ -96,13 +96,18 @@ def _judge(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge", default="shapes", metavar="WHO", help="who judges, reflects and rewrites prompts: "
                        "'shapes', the exact judge of the shapes world (default); 'me': you are shown each picture and "
                        "asked; the address of an OpenAI-compatible server with a model that sees pictures, such as "
-                       "http://127.0.0.1:1234/v1; or the folder of such a model")
+                       "http://127.0.0.1:1234/v1; the folder of such a model; a reward model, clip-score, pick-score, "
+                       "aesthetic or image-verifier; or an ensemble")
     group.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
                        help="an option of such a judge, e.g. model=qwen3-vl:8b, see below; may be repeated")
     group.add_argument("--reflector", metavar="WHO", help="who says what is wrong instead (default: the judge)")
     group.add_argument("--reflector-option", action="append", default=[], metavar="NAME=VALUE",
                        dest="reflector_options", help="its options")
     group.add_argument("--refiner", metavar="WHO", help="who rewrites prompts instead (default: the judge)")
+    group.add_argument("--audit", metavar="WHO", help="who looks at the pictures too, without a say: the report sets "
+                       "both side by side, so that a judge whose mistakes are exploited is seen")
+    group.add_argument("--audit-option", action="append", default=[], metavar="NAME=VALUE", dest="audit_options",
+                       help="its options")
     group.add_argument("--refiner-option", action="append", default=[], metavar="NAME=VALUE", dest="refiner_options",
                        help="its options")
 

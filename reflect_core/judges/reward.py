@@ -1,0 +1,64 @@
+"""Reward models as judges: a number for each picture, and no words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..generators.checking import one_of
+from ..types import UserError
+from ..verifiers.rewards import load_reward
+from .judge import Actors, Judge
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class RewardJudge(Judge):
+    """`name`: one of `verifiers.rewards.REWARDS`. `options`: folder, device, dtype, and those of its `from_folder`.
+
+    It says nothing, so that a search that corrects needs another reflector beside it.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self.name, self.options = name, dict(options)
+        self.shared: dict[Any, Any] = {}
+        """Encoders of other rewards beside it, see `verifiers.rewards.encoder`."""
+        self._actors: Actors | None = None
+        folder = self.options.get("folder")
+        if not isinstance(folder, str) or not folder:
+            raise UserError(f"the judge {name!r} lacks the option folder; expected where its weights are, as on the "
+                            "hub")
+        self.options["folder"] = str(Path(folder).expanduser().absolute())
+        one_of("dtype", self.options.get("dtype", "auto"), DTYPES)
+
+    def connect(self) -> list[str]:
+        if self._actors is not None:
+            return []
+        place = {str(device) for device in self._places()}
+        return [f"the judge {self.name} is {self.options['folder']}, on {', '.join(sorted(place))}"]
+
+    def actors(self, folder: Path | None = None) -> Actors:
+        if self._actors is None:
+            from ..reflectors import SilentReflector
+
+            self._actors = Actors(self._load(), SilentReflector())
+        return self._actors
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "options": self.options}
+
+    def _places(self) -> set[Any]:
+        return {next(part.parameters()).device for part in self.actors().verifier.parts.values()}
+
+    def _load(self):
+        import torch
+
+        given = {key: value for key, value in self.options.items() if key not in ("folder", "device", "dtype")}
+        device = self.options.get("device", "auto")
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        dtype = self.options.get("dtype", "auto")
+        if dtype != "auto":
+            given["dtype"] = getattr(torch, dtype)
+        if self.name != "image-verifier":
+            given["shared"] = self.shared
+        return load_reward(self.name, self.options["folder"], device=device, **given)
