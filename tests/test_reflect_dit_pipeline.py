@@ -219,13 +219,17 @@ class Says:
         return [self.words] * len(pictures)
 
 
+def latents(model, requests):
+    return model._sample(requests, *model.inputs.encode([requests]))
+
+
 @torch.no_grad()
 def test_latents_of_one_batch_are_those_alone(model):
     """Before they are rounded to grey levels."""
     requests = [told("add a star"), told("a", seed=4), told("one blue square", "two", "add one green star", seed=5)]
-    together = model._sample(requests)[0]
+    together = latents(model, requests)
     for request, expected in zip(requests, together):
-        assert (model._sample([request])[0][0] - expected).abs().max() < 1e-5
+        assert (latents(model, [request])[0] - expected).abs().max() < 1e-5
 
 
 def test_pictures_or_words_alone_can_be_seen(model):
@@ -248,10 +252,10 @@ def test_a_first_picture_can_be_drawn_with_a_dropped_context(folder, model):
     """As the plain forward draws it over zero vectors with the official mask; a batch is as alone."""
     dropped = ReflectDiT.from_folder(folder, no_context="dropped")
     requests = [PLAIN, replace(PLAIN, seed=8, prompt="two blue squares left of a star")]
-    together = dropped._sample(requests)[0]
-    assert (together - model._sample(requests)[0]).abs().max() > 1e-3
+    together = latents(dropped, requests)
+    assert (together - latents(model, requests)).abs().max() > 1e-3
     for request, expected in zip(requests, together):
-        assert (dropped._sample([request])[0][0] - expected).abs().max() < 1e-5
+        assert (latents(dropped, [request])[0] - expected).abs().max() < 1e-5
     (unguided,) = dropped.draw([replace(PLAIN, guidance=1.0)])
     assert unguided.cost.denoiser_evaluations == 4
     # The first step, by hand.
@@ -262,7 +266,7 @@ def test_a_first_picture_can_be_drawn_with_a_dropped_context(folder, model):
     by_hand = reflect_forward(dropped.transformer, dropped.context, noise, words[None], when,
                               torch.ones(1, len(words)), pairs)
     made = dropped._prepare(when / dropped.transformer.config.timestep_scale,
-                            dropped.inputs.encode([replace(PLAIN, guidance=1.0)], False), "cpu")
+                            dropped.inputs.encode([[replace(PLAIN, guidance=1.0)]])[0], "cpu")
     assert torch.allclose(denoise(dropped.transformer, made, noise, 0), by_hand, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ from tiny_training import inside, tensors, write_config
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
+from reflect_core.generators.flux_corrector.inputs import condition_ids
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.types import Pair, Request, UserError
 from trainer.config import load_config
@@ -105,9 +106,9 @@ def test_training_sees_what_drawing_will_see(model, pictures, tmp_path):
         assert (clip, t5) == (triplet.prompt, triplet.told)
         tokens = generator.conditions.tokens(Image.fromarray(triplet.flawed), torch.Generator())
         assert torch.allclose(tokens, bank["flawed"][row : row + 1].float(), atol=5e-3)
-        condition = generator._condition([request], [torch.Generator()])
-        assert torch.equal(condition.ids, task.ids[2])
-        assert condition.ids[:, 2].max() == -1 and len(condition.ids) == (CONDITION // 8) ** 2
+        ids = condition_ids(generator.options, generator.patch)
+        assert torch.equal(ids, task.ids[2])
+        assert ids[:, 2].max() == -1 and len(ids) == (CONDITION // 8) ** 2
         assert len(task.ids[0]) == (SIZE // 8) ** 2 and len(task.ids[1]) == length
 
         # One step from noise at time 1 and guidance 1: latents = noise - velocity.

@@ -8,6 +8,20 @@ from collections.abc import Callable
 import torch
 
 
+class Stopwatch:
+    """Adds up the seconds of the blocks that it is entered for."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
 def seconds_of(work: Callable[[], None], device: str) -> float:
     if str(device).startswith("cuda"):
         torch.cuda.synchronize()

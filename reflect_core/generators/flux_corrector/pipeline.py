@@ -12,7 +12,6 @@ never touches text and image tokens.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -31,7 +30,8 @@ from ..preview import Previews
 from ..requests import check_request
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
-from .latents import grid_ids, request_noise, schedule, unpack
+from .inputs import Batch, encode
+from .latents import grid_ids, schedule, unpack
 from .lora import ConditionLora
 from .options import CorrectorOptions
 from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
@@ -163,15 +163,24 @@ class FluxCorrector:
         for request in requests:
             check_request(request, self.patch, self.max_context)
         made: list = [None] * len(requests)
-        for rows in self._batches(requests):
-            batch = [requests[row] for row in rows]
-            start = time.perf_counter()
-            with torch.no_grad(), enough_memory():
-                latents, calls = self._sample(batch, callback)
-                results = finish(latents, batch[0])
-            seconds = (time.perf_counter() - start) / len(batch)
-            for row, result, encoded in zip(rows, results, calls):
-                made[row] = result, encoded, seconds
+        rows = self._batches(requests)
+        batches = [Batch([requests[row] for row in numbers]) for numbers in rows]
+        with torch.no_grad(), enough_memory():
+            # Everything that other parts make comes before and after the transformer's turn, so that a memory manager
+            # loads each part once.
+            encode(batches, self.texts, self.conditions, self.options, patch=self.patch,
+                   channels=self.transformer.config.in_channels // 4, dtype=self.transformer.x_embedder.weight.dtype)
+            for batch in batches if callback is not None else ():
+                self.previews.prepare(batch.requests[0])
+            latents = []
+            for batch in batches:
+                with batch.watch:
+                    latents.append(self._sample(batch, callback))
+            for numbers, batch, tokens in zip(rows, batches, latents):
+                with batch.watch:
+                    results = finish(tokens, batch.requests[0])
+                for row, result, calls in zip(numbers, results, batch.calls):
+                    made[row] = result, calls, batch.watch.seconds / len(numbers)
         return made
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -181,42 +190,29 @@ class FluxCorrector:
         most = self.options.max_batch
         return [rows[i:i + most] for rows in groups.values() for i in range(0, len(rows), most)]
 
-    def _sample(self, batch: Sequence[Request], callback: StepCallback | None) -> tuple[Tensor, list[int]]:
-        """Latent tokens (B, N, C) of requests that go together, and each one's text-encoder calls."""
-        first, model = batch[0], self.transformer
-        rows, columns = first.height // self.patch, first.width // self.patch
-        dtype = model.x_embedder.weight.dtype
-        pairs = [request_noise(r, model.config.in_channels // 4, rows, columns, dtype) for r in batch]
-        # Everything that other parts make comes first, so that a memory manager loads each part once.
-        options, scale = self.options, self.options.true_cfg_scale
-        states, pooled, calls = self._texts([options.texts(r) for r in batch])
-        no_states = no_pooled = None
-        if scale > 1:
-            no_states, no_pooled, more = self._texts([("", "")] * len(batch))
-            calls = [a + b for a, b in zip(calls, more)]
-        condition = self._condition(batch, [generator for _, generator in pairs])
-        if callback is not None:
-            self.previews.prepare(first)
-
+    def _sample(self, batch: Batch, callback: StepCallback | None) -> Tensor:
+        """Latent tokens (B, N, C) of a batch that is encoded, where the transformer computes."""
+        first, model, options, scale = batch.requests[0], self.transformer, self.options, self.options.true_cfg_scale
+        count, dtype, condition = len(batch.requests), batch.noise.dtype, batch.condition
         seen = first.width * first.height + (0 if condition is None else options.condition_size**2)
-        device = self.places("transformer", len(batch) * seen)
-        latents = torch.cat([noise for noise, _ in pairs]).to(device)
-        ids = grid_ids(rows, columns, device=device)
+        device = self.places("transformer", count * seen)
+        latents, states, pooled = (x.to(device) for x in (batch.noise, batch.states, batch.pooled))
+        ids = grid_ids(first.height // self.patch, first.width // self.patch, device=device)
         text_ids = ids.new_zeros(states.shape[1], 3)
         if condition is not None:
             condition = Condition(condition.tokens.to(device), condition.ids.to(device))
-        prepared = prepare(model, self._laid_out(), states.to(device), pooled.to(device), ids, text_ids, condition,
+        prepared = prepare(model, self._laid_out(), states, pooled, ids, text_ids, condition,
                            union_cond_attn=options.union_cond_attn, latent_lora=options.latent_lora,
                            condition_scale=options.condition_scale)
         negative = None
-        if no_states is not None:
-            negative = with_texts(model, prepared, no_states.to(device), no_pooled.to(device))
+        if batch.negative is not None:
+            negative = with_texts(model, prepared, *(x.to(device) for x in batch.negative))
 
-        guidance = torch.tensor([r.guidance for r in batch], dtype=torch.float32, device=device)
+        guidance = torch.tensor([r.guidance for r in batch.requests], dtype=torch.float32, device=device)
         scheduler = schedule(self.schedule_config, first.steps, latents.shape[1], device)
         for step, t in enumerate(scheduler.timesteps, start=1):
             # diffusers rounds the 0..1000 time to the latents' dtype and only then divides.
-            when = t.expand(len(batch)).to(latents.dtype) / 1000
+            when = t.expand(count).to(latents.dtype) / 1000
             velocity = denoise(model, prepared, latents, when, guidance)
             if negative is not None:
                 without = denoise(model, negative, latents, when, guidance)
@@ -227,7 +223,7 @@ class FluxCorrector:
                 # Where the straight way from before the step leads to.
                 straight = partial(torch.sub, before, t / 1000 * velocity)
                 callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
-        return latents, calls
+        return latents
 
     def _laid_out(self) -> LoraDeltas | ConditionLora | None:
         """The LoRA as the forward wants it: laid out once where it stays in its place. Where a manager may move it,
@@ -241,26 +237,6 @@ class FluxCorrector:
     def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to small pictures."""
         return self.previews.made(self._unpacked(latents, request), request, self._picture)
-
-    def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
-        """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
-        pooled, states, calls = [], [], []
-        for clip_text, t5_text in texts:
-            vector, new_vector = self.texts.pooled(clip_text)
-            state, new_state = self.texts.states(t5_text)
-            pooled.append(vector)
-            states.append(state)
-            calls.append(int(new_vector) + int(new_state))
-        return torch.stack(states), torch.stack(pooled), calls
-
-    def _condition(self, batch: Sequence[Request], generators: Sequence[torch.Generator]) -> Condition | None:
-        if not batch[0].context:
-            return None
-        pictures = [r.context[0].picture for r in batch]
-        tokens = torch.cat([self.conditions.tokens(p, g) for p, g in zip(pictures, generators)])
-        side = self.options.condition_size // self.patch
-        offset = self.options.condition_offset or (0, -side)
-        return Condition(tokens, grid_ids(side, side, offset, tokens.device))
 
     def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
         """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""

@@ -47,8 +47,17 @@ class Inputs:
         self.prompts = Kept(options.prompt_cache)
         self.adapted = Kept(options.picture_cache + options.text_cache)
 
-    def encode(self, batch: Sequence[Request], guided: bool) -> Encoded:
-        """By the encoders, each text and picture once. `guided`: a row without prompt and feedback for each request."""
+    def encode(self, batches: Sequence[Sequence[Request]]) -> list[Encoded]:
+        """By the encoders, each text and picture once: all texts of all batches, then all pictures, so that whoever
+        moves encoders to a device moves each of them once. A batch with guidance has a row without prompt and feedback
+        for each request."""
+        read = [self._read(batch) for batch in batches]
+        for one, batch in zip(read, batches):
+            self._look(one, batch)
+        return read
+
+    def _read(self, batch: Sequence[Request]) -> Encoded:
+        """A batch with its texts; its contexts are the feedback's keys alone."""
         options, states = self.options, {}
         calls, notes = [0] * len(batch), [[] for _ in batch]
 
@@ -57,23 +66,31 @@ class Inputs:
             calls[number] += int(new)
             return before, words
 
-        def pair(number: int, shown, feedback: str) -> tuple[Hashable, Hashable]:
-            heard = self.texts.whole_words(feedback, options.feedback_prefix)
-            if heard != feedback:
+        def feedback(number: int, words: str) -> Hashable:
+            heard = self.texts.whole_words(words, options.feedback_prefix)
+            if heard != words:
                 notes[number].append(f"the text encoder takes {options.max_sequence_length} tokens; of the feedback "
-                                     f"it did not see {feedback[len(heard):].strip()!r}")
-            key, tokens = self.pictures.found(shown)
-            states[key] = tokens
-            return key, text(number, heard, options.feedback_prefix)
+                                     f"it did not see {words[len(heard):].strip()!r}")
+            return text(number, heard, options.feedback_prefix)
 
         prompts = [text(number, request.prompt, self.instruction) for number, request in enumerate(batch)]
-        first = [text(0, "")] * len(batch) if guided else []
+        first = [text(0, "")] * len(batch) if batch[0].guidance > 1 else []
         contexts = None
         if batch[0].context or self.context is not None and options.no_context == "dropped":
-            contexts = [None] * len(first) + [
-                tuple(pair(number, one.picture, one.feedback) for one in request.context) or None
-                for number, request in enumerate(batch)]
+            contexts = [None] * len(first) + [tuple(feedback(number, one.feedback) for one in request.context) or None
+                                              for number, request in enumerate(batch)]
         return Encoded(states, first + prompts, contexts, calls, notes)
+
+    def _look(self, read: Encoded, batch: Sequence[Request]) -> None:
+        """Put the pictures beside the feedback."""
+        if read.contexts is None:
+            return
+        for row, request in enumerate(batch, start=len(read.prompts) - len(batch)):
+            pairs = []
+            for words, one in zip(read.contexts[row] or (), request.context):
+                key, read.states[key] = self.pictures.found(one.picture)
+                pairs.append((key, words))
+            read.contexts[row] = tuple(pairs) or None
 
     def rows(self, encoded: Encoded, device: torch.device | str, see: str = "both"
              ) -> tuple[list[Tensor], list[Tensor | None] | None]:

@@ -8,7 +8,6 @@ come out as one at a time; every random number comes from the request's seed.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ..clock import Stopwatch
 from ..memory import enough_memory
 from ..places import Places
 from ..preview import Previews
@@ -130,15 +130,26 @@ class ReflectDiT:
                 raise UserError(f"steps is {request.steps}; expected at most the "
                                 f"{self.schedule_config['num_train_timesteps']} that the model was trained with")
         made: list = [None] * len(requests)
-        for numbers in self._batches(requests):
-            batch, start = [requests[n] for n in numbers], time.perf_counter()
-            with torch.no_grad(), enough_memory():
-                latents, calls, notes = self._sample(batch, callback)
-                pictures = [self._picture(row[None], batch[0]) for row in latents]
-            seconds = (time.perf_counter() - start) / len(batch)
-            for n, picture, encoded, noted in zip(numbers, pictures, calls, notes):
-                made[n] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(requests[n]),
-                                              text_encoder_calls=encoded, seconds=seconds), tuple(noted))
+        rows = self._batches(requests)
+        batches, watches = [[requests[n] for n in numbers] for numbers in rows], [Stopwatch() for _ in rows]
+        with torch.no_grad(), enough_memory():
+            # All batches go through one part before the next, so that whoever manages memory loads each part once.
+            encoding = Stopwatch()
+            with encoding:
+                encoded = self.inputs.encode(batches)
+            for batch in batches if callback is not None else ():
+                self.previews.prepare(batch[0])
+            latents = []
+            for batch, watch, one in zip(batches, watches, encoded):
+                with watch:
+                    latents.append(self._sample(batch, one, callback))
+            for numbers, batch, watch, one, drawn in zip(rows, batches, watches, encoded, latents):
+                with watch:
+                    pictures = [self._picture(row[None], batch[0]) for row in drawn]
+                seconds = watch.seconds / len(batch) + encoding.seconds / len(requests)
+                for n, picture, calls, noted in zip(numbers, pictures, one.calls, one.notes):
+                    made[n] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(requests[n]),
+                                                  text_encoder_calls=calls, seconds=seconds), tuple(noted))
         return made
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -148,16 +159,12 @@ class ReflectDiT:
         most = self.options.max_batch
         return [numbers[i:i + most] for numbers in groups.values() for i in range(0, len(numbers), most)]
 
-    def _sample(self, batch: Sequence[Request], callback: StepCallback | None = None
-                ) -> tuple[Tensor, list[int], list[list[str]]]:
-        """Latents (B, C, H, W) in fp32 of requests that go together, and each one's text-encoder calls and notes."""
+    def _sample(self, batch: Sequence[Request], encoded: Encoded, callback: StepCallback | None = None) -> Tensor:
+        """Latents (B, C, H, W) in fp32 of requests that go together."""
         first, dtype = batch[0], self.transformer.dtype
         shape = (1, self.transformer.config.in_channels, first.height // self.patch, first.width // self.patch)
         noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(r.seed)) for r in batch]
         guided = first.guidance > 1
-        encoded = self.inputs.encode(batch, guided)
-        if callback is not None:
-            self.previews.prepare(first)
         pixels = first.width * first.height * len(encoded.prompts)
         device = self.places("transformer", pixels)
         scheduler = DPMSolverMultistepScheduler.from_config(self.schedule_config)
@@ -177,7 +184,7 @@ class ReflectDiT:
                 # Where the straight way from before the step leads to.
                 straight = partial(torch.sub, before, t / 1000 * velocity)
                 callback(Step(step + 1, first.steps, lambda end=straight: self._preview(end(), first)))
-        return latents, encoded.calls, encoded.notes
+        return latents
 
     def _prepare(self, timesteps: Tensor, encoded: Encoded, device: torch.device | str) -> Prepared:
         options, half = self.options, len(encoded.prompts) // 2
