@@ -29,12 +29,12 @@ def test_every_setting_of_every_policy_is_explained():
 
 
 def test_every_option_of_both_families_is_explained():
-    # Where the text encoders are kept is an argument of its own of `from_folder`.
-    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device"}
+    # Where parts are kept is an argument of its own of `from_folder`.
+    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "offload"}
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
     assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
-    assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)}
+    assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)} | {"offload"}
 
 
 def test_the_values_shown_are_those_of_the_policies(capsys):

@@ -58,6 +58,10 @@ FLUX_OPTIONS = {
     "max_sequence_length": "tokens of T5 (512)",
     "text_cache": "texts that are kept encoded (64)",
     "condition_cache": "pictures that are kept encoded (64)",
+    "offload": "'component' has one part at a time on the GPU, 'layers' two blocks of it at a time, 'none' all (none); "
+               "the pictures are the same",
+    "vae_tiling": "true decodes large pictures tile by tile, in less memory: an approximation",
+    "compile": "true compiles the transformer's blocks, for which the first picture of a size waits minutes",
 }
 
 SANA_OPTIONS = {
@@ -75,6 +79,10 @@ SANA_OPTIONS = {
     "text_cache": "texts that are kept encoded (64)",
     "picture_cache": "pictures that are kept encoded (64)",
     "prompt_cache": "prompts whose keys and values are kept for the next tries (8)",
+    "offload": "'component' has one part at a time on the GPU, 'layers' two blocks of it at a time, 'none' all (none); "
+               "the pictures are the same",
+    "vae_tiling": "true decodes large pictures tile by tile, in less memory: an approximation",
+    "compile": "true compiles the transformer's blocks, for which the first picture of a size waits minutes",
 }
 
 

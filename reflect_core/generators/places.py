@@ -19,6 +19,8 @@ class Places:
         self.parts = parts
         self.manager: Manager | None = None
         """Set by a memory manager; it loads the part (and with 'transformer' the LoRA)."""
+        self.arrive: Callable[[nn.Module], None] = _is_there
+        """Set by one that streams blocks; called with a block that computes without its layers' hooks."""
 
     def __call__(self, name: str, pixels: int = 0) -> torch.device | str:
         if self.manager is not None:
@@ -29,3 +31,7 @@ class Places:
         """Where a part lies at this moment; None if it lies in several places, and cannot compute as it is."""
         devices = {parameter.device for parameter in self.parts[name].parameters()}
         return devices.pop() if len(devices) == 1 else None
+
+
+def _is_there(block: nn.Module) -> None:
+    """With its part, where blocks are not streamed."""

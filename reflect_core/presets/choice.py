@@ -89,6 +89,7 @@ class ModelChoice:
         """SHA-256 over everything that decides the pictures: weights, configurations, tokenizers, options."""
         digest = hashlib.sha256()
         options = {**self.folder_options, **self.options}
+        options.pop("offload", None)  # which decides no picture
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
         for name, path in self._files():
             digest.update(f"\n{name} {path.stat().st_size}\n".encode())

@@ -51,6 +51,10 @@ class CorrectorOptions:
     """Texts of each encoder whose states are kept."""
     condition_cache: int = 64
     """Condition pictures whose posterior is kept."""
+    vae_tiling: bool = False
+    """Decode pictures larger than 512 pixels tile by tile: less memory, and an approximation, see `tiling.py`."""
+    compile: bool = False
+    """Run the transformer's blocks through torch.compile, see `compiled.py`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.condition_offset, list):  # from JSON
@@ -61,7 +65,7 @@ class CorrectorOptions:
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
                 raise UserError(f"option {name} is {value!r}; expected a whole number of 1 or more")
-        for name in ("union_cond_attn", "latent_lora"):
+        for name in ("union_cond_attn", "latent_lora", "vae_tiling", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
         if not is_number(self.condition_scale) or self.condition_scale <= 0:

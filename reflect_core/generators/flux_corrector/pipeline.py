@@ -24,10 +24,14 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ..checking import one_of
+from ..compiled import Compiled, directly
 from ..memory import enough_memory
+from ..offload import HOME, OFFLOADS, Offload
 from ..places import Places
 from ..preview import Previews
 from ..requests import check_request
+from ..tiling import tile
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
 from .inputs import Batch, encode
@@ -62,6 +66,10 @@ class FluxCorrector:
         """What must be where a part is."""
         self.places = Places(self.parts)
         """Asked before a part is used; a memory manager sets `places.manager`."""
+        self.run = Compiled(self.places) if options.compile else directly
+        """How a block of the transformer is run."""
+        if options.vae_tiling:
+            tile(vae, vae_scale(vae))
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2,
@@ -76,7 +84,7 @@ class FluxCorrector:
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-                    encoder_device: str | torch.device | None = None,
+                    encoder_device: str | torch.device | None = None, offload: str = "none",
                     options: CorrectorOptions | None = None, **changes: Any) -> FluxCorrector:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
@@ -89,11 +97,14 @@ class FluxCorrector:
             dtype: fp32, bf16 or fp16, for all components.
             encoder_device: where the text encoders are kept; None: with the rest. FLUX.1-dev's take 10 GB in
                 bf16 and are needed only once a text, so "cpu" spares a GPU that much.
+            offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
+                see `offload.py`. The pictures are the same.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, LoRA or option that cannot be used.
         """
+        one_of("offload", offload, OFFLOADS)
         defaults, settings = read_settings(path)
         if isinstance(lora, (str, Path)):
             settings |= lora_options(lora)
@@ -112,10 +123,15 @@ class FluxCorrector:
             lora = copy.deepcopy(lora)
         elif lora is not None:
             lora = ConditionLora.load(lora, outlines["transformer"])
-        parts = load_components(path, dtype, device, encoder_device)
+        home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
+        parts = load_components(path, dtype, home, encoder_home)
         if lora is not None:
-            lora = lora.to(device, dtype).requires_grad_(False)
-        return cls(**parts, lora=lora, options=options, defaults=defaults)
+            lora = lora.to(home, dtype).requires_grad_(False)
+        made = cls(**parts, lora=lora, options=options, defaults=defaults)
+        if offload != "none":
+            own = {} if encoder_device is None else dict.fromkeys(("text_encoder", "text_encoder_2"), encoder_device)
+            Offload.manage(made, device, offload, own)
+        return made
 
     def with_options(self, **changes: Any) -> FluxCorrector:
         """The same model, its weights and encoders shared, with other options, of those that no encoder has to do
@@ -213,9 +229,9 @@ class FluxCorrector:
         for step, t in enumerate(scheduler.timesteps, start=1):
             # diffusers rounds the 0..1000 time to the latents' dtype and only then divides.
             when = t.expand(count).to(latents.dtype) / 1000
-            velocity = denoise(model, prepared, latents, when, guidance)
+            velocity = denoise(model, prepared, latents, when, guidance, run=self.run)
             if negative is not None:
-                without = denoise(model, negative, latents, when, guidance)
+                without = denoise(model, negative, latents, when, guidance, run=self.run)
                 velocity = without + scale * (velocity - without)
             before = latents
             latents = scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..compiled import Run, directly
 from .blocks import (
     NO_DOUBLE,
     NO_SINGLE,
@@ -150,7 +152,8 @@ def with_texts(transformer: nn.Module, prepared: Prepared, encoder_hidden_states
 
 
 def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, timestep: Tensor,
-            guidance: Tensor | None = None, *, checkpointing: bool = False, prune: bool = True) -> Tensor:
+            guidance: Tensor | None = None, *, checkpointing: bool = False, prune: bool = True,
+            run: Run = directly) -> Tensor:
     """One evaluation of the transformer.
 
     Args:
@@ -159,6 +162,7 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
             of the model if it takes none.
         checkpointing: compute each block again in the backward pass instead of keeping its insides.
         prune: leave out of the last block what would be thrown away; false is for timing alone.
+        run: how a block is run, see `compiled.py`.
 
     Returns: the velocity (B, N, C).
     """
@@ -169,8 +173,8 @@ def denoise(transformer: nn.Module, prepared: Prepared, hidden_states: Tensor, t
     streams = [image] if p.condition is None else [image, p.condition]
     text, length, here = p.text, p.text.shape[1], image.shape[1]
 
-    def run(function, *args):
-        return checkpoint(function, *args, use_reentrant=False) if checkpointing else function(*args)
+    if checkpointing:
+        run = partial(checkpoint, use_reentrant=False)
 
     def mods_of(own: PreparedBlock, norm: nn.Module) -> list[Modulation]:
         mine = modulation(norm, vector, own.deltas.norm if p.everywhere else None)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compiled import Run, directly
 from .context import ContextEncoder
 
 NEVER = float("-inf")
@@ -94,14 +95,17 @@ def prepare(transformer: nn.Module, context: ContextEncoder | None, timesteps: T
     return Prepared(tuple(groups), modulation, embedded)
 
 
-def denoise(transformer: nn.Module, prepared: Prepared, latents: Tensor, step: int) -> Tensor:
-    """One evaluation: noisy latents (B, C, H, W) at the time step number `step` to SANA's prediction (B, C, H, W)."""
+def denoise(transformer: nn.Module, prepared: Prepared, latents: Tensor, step: int, *, run: Run = directly) -> Tensor:
+    """One evaluation: noisy latents (B, C, H, W) at the time step number `step` to SANA's prediction (B, C, H, W).
+    `run`: how a block is run, see `compiled.py`."""
     patch = transformer.config.patch_size
     height, width = latents.shape[2] // patch, latents.shape[3] // patch
     tokens = transformer.patch_embed(latents)
     modulation = prepared.modulation[step].view(1, 6, -1)
     for number, block in enumerate(transformer.transformer_blocks):
-        tokens = _block(block, number, tokens, modulation, prepared.groups, step, height, width)
+        seen = tuple((group.rows, group.prompts[number], None if group.context is None else group.context[step],
+                      group.bias) for group in prepared.groups)
+        tokens = run(_block, block, tokens, modulation, seen, height, width)
     tokens = transformer.norm_out(tokens, prepared.embedded[step][None], transformer.scale_shift_table)
     tokens = transformer.proj_out(tokens).unflatten(1, (height, width)).unflatten(-1, (patch, patch, -1))
     return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -123,8 +127,8 @@ def _lengths(own: Sequence[int], beside: Sequence[int] | None, mask_last: bool) 
 
 def _together(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Prompts (N, 2, H, L, d) of several lengths as (N, 2, b, H, L, d), and the bias (b, L) that hides the padding."""
+    longest = max(prompt.shape[3] for prompt in prompts)
     lengths = prompts[0].new_tensor([prompt.shape[3] for prompt in prompts], dtype=torch.long)
-    longest = int(lengths.max())
     hides = _never(torch.arange(longest, device=lengths.device) >= lengths[:, None], prompts[0].dtype)
     if all(prompt is prompts[0] for prompt in prompts):
         return prompts[0][:, :, None].expand(-1, -1, len(prompts), -1, -1, -1), hides
@@ -167,8 +171,12 @@ def _keys_values(attention: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (key, value))
 
 
-def _block(block: nn.Module, number: int, tokens: Tensor, modulation: Tensor, groups: Sequence[Group], step: int,
-           height: int, width: int) -> Tensor:
+Seen = tuple[slice | list[int], Tensor, Tensor | None, Tensor]
+"""What a block sees of a `Group`: rows, prompts (2, b, H, L, d), context (b, M, C), bias."""
+
+
+def _block(block: nn.Module, tokens: Tensor, modulation: Tensor, groups: Sequence[Seen], height: int, width: int
+           ) -> Tensor:
     """A `SanaTransformerBlock` whose cross-attention is given the prompts' keys and values."""
     mods = block.scale_shift_table[None] + modulation
     shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = mods.chunk(6, dim=1)
@@ -179,12 +187,11 @@ def _block(block: nn.Module, number: int, tokens: Tensor, modulation: Tensor, gr
         query = cross.norm_q(query)
     query = query.unflatten(-1, (cross.heads, -1)).transpose(1, 2)
     seen = torch.empty_like(query)
-    for group in groups:
-        keys, values = group.prompts[number]
-        if group.context is not None:
-            more = _keys_values(cross, group.context[step])
+    for rows, (keys, values), context, bias in groups:
+        if context is not None:
+            more = _keys_values(cross, context)
             keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
-        seen[group.rows] = F.scaled_dot_product_attention(query[group.rows], keys, values, attn_mask=group.bias)
+        seen[rows] = F.scaled_dot_product_attention(query[rows], keys, values, attn_mask=bias)
     tokens = tokens + cross.to_out[0](seen.transpose(1, 2).flatten(2)) / cross.rescale_output_factor
     normed = (block.norm2(tokens) * (1 + scale_ff) + shift_ff).unflatten(1, (height, width)).permute(0, 3, 1, 2)
     return tokens + gate_ff * block.ff(normed).flatten(2).transpose(1, 2)

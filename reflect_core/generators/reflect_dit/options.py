@@ -49,6 +49,10 @@ class ReflectOptions:
     prompt_cache: int = 8
     """Prompts whose keys and values in every block are kept for the next tries; in the published size and bf16 they
     take 0.18 MB a token."""
+    vae_tiling: bool = False
+    """Decode pictures larger than 512 pixels tile by tile: less memory, and an approximation, see `tiling.py`."""
+    compile: bool = False
+    """Run the transformer's blocks through torch.compile, see `compiled.py`."""
 
     def __post_init__(self) -> None:
         for name in ("max_context", "image_tokens", "max_sequence_length", "max_batch", "text_cache", "picture_cache",
@@ -58,7 +62,7 @@ class ReflectOptions:
                 raise UserError(f"option {name} is {value!r}; expected a whole number of 1 or more")
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
             raise UserError(f"option image_tokens is {self.image_tokens}; expected a square number, 64 as published")
-        for name in ("mask_last", "pad_context", "rotary_bf16"):
+        for name in ("mask_last", "pad_context", "rotary_bf16", "vae_tiling", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
         if self.see not in ("both", "words", "pictures"):

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ..checking import one_of
 from ..clock import Stopwatch
+from ..compiled import Compiled, directly
 from ..memory import enough_memory
+from ..offload import HOME, OFFLOADS, Offload
 from ..places import Places
 from ..preview import Previews
 from ..requests import check_request
+from ..tiling import tile
 from .cached import Prepared, denoise, prepare
 from .context import DROPPED_TEXT, ContextEncoder
 from .encoding import Pictures, Texts, pooled_side
@@ -56,6 +60,8 @@ class ReflectDiT:
         """What must be where a part is."""
         self.places = Places(self.parts)
         """Asked before a part is used; a memory manager sets `places.manager`."""
+        self.run = Compiled(self.places) if options.compile else directly
+        """How a block of the transformer is run."""
         self.schedule_config = dict(scheduler.config)
         self.defaults = DEFAULTS | (defaults or {})
         self.texts = Texts(tokenizer, text_encoder, options.max_sequence_length, options.text_cache, self.places)
@@ -64,23 +70,29 @@ class ReflectDiT:
         self.inputs = Inputs(transformer, context, self.texts, self.pictures, options)
         self.patch = 2 ** (len(vae.config.encoder_block_out_channels) - 1) * transformer.config.patch_size
         self.processor = PixArtImageProcessor(vae_scale_factor=self.patch)
-        self.previews = Previews(vae, self.patch // transformer.config.patch_size, self.places)
+        scale = self.patch // transformer.config.patch_size
+        if options.vae_tiling:
+            tile(vae, scale)
+        self.previews = Previews(vae, scale, self.places)
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", options: ReflectOptions | None = None,
-                    **changes: Any) -> ReflectDiT:
+                    device: str | torch.device = "cpu", offload: str = "none",
+                    options: ReflectOptions | None = None, **changes: Any) -> ReflectDiT:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
         Args:
             path: a SANA model in diffusers layout, see `folder.py`.
             lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer. The options in its
                 reflect.json go on top of the model's.
+            offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
+                see `offload.py`. The pictures are the same.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
         """
+        one_of("offload", offload, OFFLOADS)
         defaults, settings = read_settings(path)
         if lora is not None:  # what it was trained with
             settings |= read_settings(lora if Path(lora).is_dir() else Path(lora).parent)[1]
@@ -94,7 +106,11 @@ class ReflectDiT:
         if place is not None:
             seen = vision_config(vision_folder(Path(path), place))
             pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
-        return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
+        parts = load_components(path, lora, dtype, device if offload == "none" else HOME)
+        made = cls(**parts, options=options, defaults=defaults)
+        if offload != "none":
+            Offload.manage(made, device, offload)
+        return made
 
     def with_options(self, **changes: Any) -> ReflectDiT:
         """The same model with another `see`; it shares everything, what is kept of texts and pictures too.
@@ -174,7 +190,7 @@ class ReflectDiT:
         guidance = torch.tensor([r.guidance for r in batch], device=device).view(-1, 1, 1, 1)
         for step, t in enumerate(scheduler.timesteps):
             given = (torch.cat([latents, latents]) if guided else latents).to(dtype)
-            velocity = denoise(self.transformer, prepared, given, step).float()
+            velocity = denoise(self.transformer, prepared, given, step, run=self.run).float()
             if guided:
                 without, told = velocity.chunk(2)
                 velocity = without + guidance * (told - without)

@@ -1,0 +1,257 @@
+"""Parts that are brought to a device and sent home: the same pictures, no move too many, nothing lost on the way.
+
+The device is "cpu:0", which is another name than "cpu" and computes. A weight that is at home is NaN here, so that
+whatever computes with one that nobody brought is seen.
+"""
+
+import gc
+import weakref
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_flux import write_tiny_flux
+from tiny_sana import write_tiny_sana
+
+from reflect_core.generators import offload as offload_module
+from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
+from reflect_core.generators.offload import Offload, pinned_size
+from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
+from reflect_core.presets.choice import ModelChoice
+from reflect_core.types import Pair, Request, UserError
+
+AWAY = "cpu:0"
+FAMILIES = {"flux": (write_tiny_flux, FluxCorrector), "sana": (write_tiny_sana, ReflectDiT)}
+PLAIN = Request("a red circle", 3, 32, 32, 3)
+ENCODERS = {"flux": ["text_encoder", "text_encoder_2"], "sana": ["text_encoder", "image_encoder"]}
+PART_MOVES = {"flux": {"text_encoder": 1, "text_encoder_2": 1, "vae": 2, "transformer": 1},
+              "sana": {"text_encoder": 1, "image_encoder": 1, "transformer": 1, "vae": 1}}
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+
+
+def corrected(seed, words="add a star"):
+    return replace(PLAIN, seed=seed, context=(Pair(words, picture=picture(seed)),))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    write, kind = FAMILIES[request.param]
+    return request.param, write(tmp_path_factory.mktemp(request.param)), kind
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Counts by part and, of streamed parts, by block; what is at home is NaN."""
+    counted = Counter()
+
+    def home(self):
+        for tensor, kept in self.tensors.values():
+            tensor.data = torch.full_like(kept, torch.nan) if kept.is_floating_point() else torch.full_like(kept, -1)
+
+    real = offload_module._Group.bring
+
+    def bring(self):
+        if not self.there and self.device != offload_module.HOME:
+            counted[self] += 1
+        real(self)
+    monkeypatch.setattr(offload_module._Group, "_home", home)
+    monkeypatch.setattr(offload_module._Group, "bring", bring)
+    return counted
+
+
+def by_part(moves, model):
+    return {name: moves[part.rest] for name, part in model.places.manager.parts.items() if moves[part.rest]}
+
+
+def drawn(model, requests, **more):
+    return [one.picture.tobytes() for one in model.draw(requests, **more)]
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_are_the_same_to_the_bit(family, kind, dtype, moves):
+    _, folder, cls = family
+    requests = [PLAIN, corrected(4), replace(PLAIN, seed=5), corrected(6, "make it red")]
+    expected = drawn(cls.from_folder(folder, dtype=dtype), requests)
+    model = cls.from_folder(folder, dtype=dtype, device=AWAY, offload=kind)
+    assert drawn(model, requests) == expected and drawn(model, requests) == expected
+    assert len(set(expected)) == 4
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+def test_a_call_brings_each_part_once(family, kind, moves):
+    """However many batches it is, of both kinds; the autoencoder before and after the transformer."""
+    name, folder, cls = family
+    model = cls.from_folder(folder, device=AWAY, offload=kind, max_batch=2)
+    model.draw([PLAIN, corrected(4), replace(PLAIN, seed=5), corrected(6, "make it red"), replace(PLAIN, seed=8)])
+    assert by_part(moves, model) == PART_MOVES[name]
+
+
+def test_a_search_of_n_pictures_in_r_rounds_brings_each_part_as_often_as_it_must(family, moves):
+    name, folder, cls = family
+    model = cls.from_folder(folder, device=AWAY, offload="component")
+    model.draw([replace(PLAIN, seed=n) for n in range(3)])
+    for number in range(3):
+        model.draw([corrected(number, f"add {word} star {number}") for word in ("one", "two")])
+    # Each round has new words and pictures to be read. CLIP reads the prompt alone.
+    assert by_part(moves, model) == {"transformer": 4} | (
+        {"text_encoder": 1, "text_encoder_2": 4, "vae": 1 + 2 * 3} if name == "flux" else
+        {"text_encoder": 4, "image_encoder": 3, "vae": 4})
+    model.draw([replace(PLAIN, seed=9)])
+    assert moves[model.places.manager.parts["text_encoder"].rest] == (1 if name == "flux" else 4), "texts are kept"
+
+
+def test_of_a_streamed_part_each_block_comes_once_a_step(family, moves):
+    name, folder, cls = family
+    model = cls.from_folder(folder, device=AWAY, offload="layers")
+    model.draw([PLAIN])
+    parts = model.places.manager.parts
+    blocks = [moves[block] for block in parts["transformer"].stream.blocks]
+    # SANA's two prompts, that of the request and none, go through every block before the first step.
+    assert blocks == ([3] * 4 if name == "flux" else [3 + 2] * 2)
+    for one in ENCODERS[name]:
+        assert all(moves[block] in (0, 1, 2) for block in parts[one].stream.blocks)
+    assert parts["vae"].stream.blocks == [] and not any(block.there for block in parts["transformer"].stream.blocks)
+    big = sum(kept.nbytes for block in parts["transformer"].stream.blocks for _, kept in block.tensors.values())
+    rest = sum(kept.nbytes for _, kept in parts["transformer"].rest.tensors.values())
+    assert big > rest
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+def test_at_most_one_part_is_on_the_device(family, kind, moves):
+    _, folder, cls = family
+    model = cls.from_folder(folder, device=AWAY, offload=kind)
+    seen = []
+
+    def look(at):
+        seen.append([name for name, part in model.places.manager.parts.items() if part.rest.there])
+        stream = model.places.manager.parts["transformer"].stream
+        assert sum(block.there for block in stream.blocks) == (kind == "layers")
+    model.draw([corrected(4)], look)
+    assert seen == [["transformer"]] * 3
+    model.places.manager.release()
+    assert not any(part.rest.there for part in model.places.manager.parts.values())
+    assert all(torch.isnan(p).all() for p in model.transformer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+def test_after_a_cancelled_step_the_next_pictures_are_right(family, kind, moves):
+    _, folder, cls = family
+    expected = drawn(cls.from_folder(folder), [corrected(4), PLAIN])
+    model = cls.from_folder(folder, device=AWAY, offload=kind)
+
+    def cancel(at):
+        if at.step == 2:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        model.draw([corrected(4)], cancel)
+    assert drawn(model, [corrected(4), PLAIN]) == expected
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+@pytest.mark.parametrize("at", ["begin", "middle"])
+def test_out_of_memory_while_a_part_is_brought_leaves_nothing_behind(family, kind, at, moves, monkeypatch):
+    _, folder, cls = family
+    expected = drawn(cls.from_folder(folder), [PLAIN])
+    model = cls.from_folder(folder, device=AWAY, offload=kind)
+    part = model.places.manager.parts["transformer"]
+    group = part.rest if kind == "component" or at == "begin" else part.stream.blocks[1]
+    number, full = {"begin": 0, "middle": len(group.tensors) // 2}[at], [True]
+
+    class Full:
+        """A home from which nothing can be copied."""
+        def __init__(self, kept):
+            self.kept = kept
+
+        def to(self, device, non_blocking=False):
+            if full:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return self.kept.to(device)
+
+        def __getattr__(self, name):
+            return getattr(self.kept, name)
+    key = list(group.tensors)[number]
+    tensor, kept = group.tensors[key]
+    group.tensors[key] = tensor, Full(kept)
+    monkeypatch.setattr(offload_module.torch, "full_like", lambda like, value: torch.full(like.shape, value))
+    with pytest.raises(UserError, match="not enough memory"):
+        model.draw([PLAIN])
+    assert not group.there and (group is not part.rest or model.places.manager.here is None)
+    full.clear()
+    assert drawn(model, [PLAIN]) == expected
+
+
+def test_text_encoders_can_compute_on_the_cpu_beside(family, moves):
+    name, folder, cls = family
+    if name != "flux":
+        pytest.skip("an option of FLUX")
+    model = cls.from_folder(folder, device=AWAY, offload="component", encoder_device="cpu")
+    model.places.manager.parts["text_encoder"].rest.tensors.clear()  # whose fake home would be NaN
+    assert str(model.places("vae")) == AWAY and model.places("text_encoder_2") == torch.device("cpu")
+    assert moves[model.places.manager.parts["text_encoder_2"].rest] == 0
+
+
+@pytest.mark.parametrize("kind", ["component", "layers"])
+def test_a_model_that_nobody_holds_is_freed_at_once(family, kind):
+    _, folder, cls = family
+    model = cls.from_folder(folder, device=AWAY, offload=kind)
+    model.draw([PLAIN])
+    gone = weakref.ref(model.transformer)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_quantised_layer_moves_itself(moves):
+    """Its weights are of a kind that nobody else may touch."""
+    class Packed(torch.nn.Parameter):
+        pass
+
+    class Layer(torch.nn.Linear):
+        moved = []
+
+        def to(self, device):
+            self.moved.append(str(device))
+            return self
+    layer = Layer(2, 2, bias=False)
+    layer.weight = Packed(layer.weight.data)
+    part = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
+    manager = Offload({"one": [part], "two": [torch.nn.Linear(1, 1)]}, AWAY)
+    manager("one"), manager("one"), manager("two")
+    assert layer.moved == ["cpu", AWAY, "cpu"] and torch.isnan(part[1].weight).all()
+    assert not torch.isnan(layer.weight).any()
+
+
+def test_tied_weights_stay_tied(moves):
+    one, other = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    other.weight = one.weight
+    manager = Offload({"both": [torch.nn.Sequential(one, other)]}, AWAY)
+    manager("both")
+    assert one.weight is other.weight and not torch.isnan(one.weight).any()
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(family):
+    _, folder, cls = family
+    with pytest.raises(UserError, match="offload is 'half'; expected 'none' or 'component' or 'layers'"):
+        cls.from_folder(folder, offload="half")
+
+
+def test_it_is_an_option_of_a_run_and_no_other_model(family):
+    _, folder, _ = family
+    plain, moved = ModelChoice(str(folder)), ModelChoice(str(folder), options={"offload": "layers"})
+    assert moved.load().places.manager is not None and plain.load().places.manager is None
+    assert moved.settings()["options"] == {"offload": "layers"} and moved.fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.parametrize("size, taken", [(1, 1), (2, 2), (3, 4), (75_497_472, 134_217_728), (0, 1)])
+def test_pinned_memory_comes_in_powers_of_two(size, taken):
+    assert pinned_size(size) == taken
