@@ -50,7 +50,7 @@ def test_the_values_shown_are_those_of_the_policies(capsys):
 
 
 @pytest.mark.parametrize("command", [["run"], ["resume"], ["replay"], ["show"], ["bench"], ["bench", "shapes"],
-                                     ["bench", "speed"], ["bench", "comfyui"], []])
+                                     ["bench", "speed"], ["bench", "memory"], ["bench", "comfyui"], []])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         make_parser().parse_args([*command, "--help"])

@@ -1,4 +1,4 @@
-"""`reflect bench shapes`, `reflect bench speed` and `reflect bench comfyui`."""
+"""`reflect bench shapes`, `reflect bench speed`, `reflect bench memory` and `reflect bench comfyui`."""
 
 from __future__ import annotations
 
@@ -197,6 +197,22 @@ def speed(args: argparse.Namespace) -> int:
         steps = time_steps(args.repeats)
     where = machine()
     print(dumps({"run": run, "steps": steps, "machine": where}) if args.json else report(run, steps, where))
+    return 0
+
+
+def memory(args: argparse.Namespace) -> int:
+    """What FLUX.1-dev and SANA need, by computation."""
+    from ..bench.memory import FAMILIES, WAYS, compute_all, table
+
+    ways = args.weights or WAYS
+    if unknown := [way for way in ways if way not in WAYS]:
+        raise UserError(f"--weights has {unknown[0]!r}; expected some of {', '.join(WAYS)}")
+    if args.size < 256 or args.size % 32 or args.batch < 1:
+        raise UserError(f"--size is {args.size} and --batch {args.batch}; expected a multiple of 32 pixels from 256 "
+                        "on, and a picture or more")
+    with Progress(args.quiet) as progress:
+        found = compute_all(tuple(FAMILIES), ways, args.size, args.batch, progress.say)
+    print(dumps(found) if args.json else table(found))
     return 0
 
 

@@ -173,6 +173,14 @@ def _bench(commands) -> None:
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timed pairs of steps (default: 15)")
     _output(parser)
 
+    parser = _command(kinds, "memory", "bench:memory", "what the published models need of memory, computed without "
+                      "their weights, for each way to keep weights and each offload", BENCH_CODES)
+    parser.add_argument("--weights", nargs="+", metavar="WAY", help="only these ways: float32, bfloat16, fp8, int8, "
+                        "nf4, nf4-double (default: all)")
+    parser.add_argument("--size", type=int, default=1024, metavar="N", help="pixels a side (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once (default: %(default)s)")
+    _output(parser)
+
     parser = _command(kinds, "comfyui", "bench:comfyui", "a loop of 16 rounds in a real ComfyUI beside the same search "
                       "by the library", BENCH_CODES)
     _output(parser)

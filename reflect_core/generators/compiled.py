@@ -1,7 +1,7 @@
 """A transformer's blocks through torch.compile: each kind of block is compiled once and serves all blocks of its kind.
 
 The first picture of each shape (size, batch, with or without context) waits for the compiler; the numbers are equal up
-to rounding.
+to rounding. torch compiles a few shapes (eight, if nothing else is configured) and runs further ones as they are.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from .places import Places
 
 Run = Callable[..., Any]
 """Called with a function of a block, the block and the function's other arguments; returns what the function does."""
-
-SHAPES = 64
-"""Shapes of one kind of block that are compiled before torch gives up. Its own limit is 8, which is silent."""
-
 
 def directly(function: Callable, *arguments: Any) -> Any:
     """A `Run` that changes nothing."""
@@ -40,9 +36,8 @@ class Compiled:
         # Hooks of layers are not part of what is compiled, so a block that is streamed is asked for here.
         self.places.arrive(block)
         try:
-            with torch._dynamo.config.patch(recompile_limit=SHAPES):
-                return self.functions[function](block, *arguments)
+            return self.functions[function](block, *arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            said = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"option compile: torch cannot compile a block here ({said}); expected a C++ compiler, and "
                             "on CUDA Triton; try compile=false") from error

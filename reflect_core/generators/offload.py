@@ -83,7 +83,7 @@ class _Part:
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device, streamed: bool, pin: bool) -> None:
         blocks = blocks_of(modules[0]) if streamed else []
-        inside = [_layers(block) for block in blocks]
+        inside = [layers_of(block) for block in blocks]
         away = {layer for layers in inside for layer in layers}
         rest = [layer for module in modules for layer in module.modules() if layer not in away]
         self.rest = _Group(rest, device, pin)
@@ -222,7 +222,7 @@ def blocks_of(part: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _layers(block: nn.Module) -> list[nn.Module]:
+def layers_of(block: nn.Module) -> list[nn.Module]:
     """The layers of a block that are moved. What a module that has parts holds itself is read without its forward
     being called, as SANA's `scale_shift_table` is; so it is not among them."""
     return [layer for layer in block.modules() if not any(True for _ in layer.children())

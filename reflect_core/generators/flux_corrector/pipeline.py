@@ -185,7 +185,7 @@ class FluxCorrector:
             # Everything that other parts make comes before and after the transformer's turn, so that a memory manager
             # loads each part once.
             encode(batches, self.texts, self.conditions, self.options, patch=self.patch,
-                   channels=self.transformer.config.in_channels // 4, dtype=self.transformer.x_embedder.weight.dtype)
+                   channels=self.transformer.config.in_channels // 4, dtype=self.transformer.dtype)
             for batch in batches if callback is not None else ():
                 self.previews.prepare(batch.requests[0])
             latents = []
