@@ -8,7 +8,7 @@ import torch
 from command import inside
 from torch import nn
 
-from reflect_core.bench import memory, true_size
+from reflect_core.bench import measured, memory, true_size
 from reflect_core.bench.live import LiveBytes
 from reflect_core.bench.memory import activations, compute, stages, streamed, weights_of
 from reflect_core.bench.true_size import Packed, packed_bytes
@@ -152,6 +152,28 @@ def test_streamed_bytes_are_those_that_offload_brings(family, small):
     pairs = [a + b for a, b in zip(sizes, sizes[1:] + sizes[:1])]
     assert streamed(parts["transformer"]) + weights_of(beside) == rest + max(pairs)
     assert sum(t.nbytes for t, _ in manager.parts["vae"].rest.tensors.values()) == weights_of(parts["vae"])
+
+
+@pytest.mark.parametrize("family", ["flux", "sana"])
+def test_measuring_asks_the_manager_and_runs_every_stage(family, small):
+    """On a second name of the CPU, with a meter that counts what is made, and weights that are looked at."""
+    def meter(work):
+        live = LiveBytes()
+        with live:
+            work()
+        return live.peak
+    found = measured.measure(family, "cpu:0", 256, meter=meter)
+    parts, beside = true_size.true_size(family)
+    for name, stage in stages(family, parts, beside, 256).items():
+        made = activations(stage, [parts[stage.part], beside])
+        for offload in ("none", "component", "layers"):
+            weights = weights_of(parts[stage.part]) + weights_of(beside)
+            assert 0.98 * made <= found[offload][name] <= made + weights, (name, offload)
+
+
+def test_only_a_gpu_is_measured_on(small, capsys):
+    said = inside(capsys, "bench", "memory", "--weights", "bfloat16", "--size", 256, "--device", "cpu", "--quiet")
+    assert "'cpu' cannot be measured on" in said.error
 
 
 def test_the_command(small, capsys):

@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command import inside, write_tiny_model
 from PIL import Image
 from tiny_flux import write_tiny_flux
 from tiny_sana import write_tiny_sana
 
+from reflect_core import search
 from reflect_core.generators import offload as offload_module
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.offload import Offload, pinned_size
@@ -251,6 +253,16 @@ def test_it_is_an_option_of_a_run_and_no_other_model(family):
     plain, moved = ModelChoice(str(folder)), ModelChoice(str(folder), options={"offload": "layers"})
     assert moved.load().places.manager is not None and plain.load().places.manager is None
     assert moved.settings()["options"] == {"offload": "layers"} and moved.fingerprint() == plain.fingerprint()
+
+
+def test_a_run_has_it_on_its_record(tmp_path, capsys):
+    model, folder = write_tiny_model(tmp_path / "model"), tmp_path / "run"
+    result = inside(capsys, "run", "a red circle", "--model", model, "--pictures", 2, "--option", "offload=component",
+                    "--out", folder, "--quiet")
+    assert result.code in (0, 3) and search.load(folder)[0].settings["model"]["options"] == {"offload": "component"}
+    assert inside(capsys, "replay", folder, "--quiet").code == 0
+    wrong = inside(capsys, "run", "a red circle", "--model", model, "--option", "offload=half", "--out", tmp_path / "b")
+    assert "offload is 'half'" in wrong.error
 
 
 @pytest.mark.parametrize("size, taken", [(1, 1), (2, 2), (3, 4), (75_497_472, 134_217_728), (0, 1)])

@@ -44,11 +44,12 @@ class Stage:
     """Of the decoder, whether by tiles."""
 
 
-def stages(family: str, parts: dict[str, nn.Module], beside: nn.Module, size: int = 1024, batch: int = 1
-           ) -> dict[str, Stage]:
-    """All that happens while `batch` pictures of `size` x `size` are drawn together, wherever the parts lie."""
-    place = next(parts["transformer"].parameters())
-    dtype, device = next(parts["vae"].parameters()).dtype, place.device
+def stages(family: str, parts: dict[str, nn.Module], beside: nn.Module, size: int = 1024, batch: int = 1,
+           device: torch.device | None = None) -> dict[str, Stage]:
+    """All that happens while `batch` pictures of `size` x `size` are drawn together, on `device` or where the parts
+    lie."""
+    dtype = next(parts["vae"].parameters()).dtype
+    device = next(parts["transformer"].parameters()).device if device is None else device
 
     def noise(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
@@ -63,7 +64,7 @@ def _flux(parts: dict[str, nn.Module], lora: nn.Module, size: int, batch: int, n
           ids: Callable[[int], Tensor], device: torch.device) -> dict[str, Stage]:
     transformer, vae, tokens, seen = parts["transformer"], parts["vae"], (size // 16) ** 2, 32
     config = transformer.config
-    length = 512 if config.joint_attention_dim == 4096 else 16
+    length = 512
 
     def draw(corrected: bool) -> None:
         condition = Condition(noise(batch, seen**2, config.in_channels), grid_ids(seen, seen, (0, -seen), device))
@@ -202,18 +203,27 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             cells = [rows[offload]["device"] for offload in OFFLOADS] + [rows["layers"]["device_tiled"],
                                                                           rows["layers"]["main"]]
             lines.append(f"| {one['weights_in']} | " + " | ".join(f"{cell / 1e9:.1f}" for cell in cells) + " |")
+            if "measured" in one:
+                tops = [max(top for name, top in one["measured"][offload].items() if "tiles" not in name)
+                        for offload in OFFLOADS]
+                lines.append("| measured | " + " | ".join(f"{top / 1e9:.1f}" for top in tops) + " | | |")
         last = next((one for one in mine if one["weights_in"] == "bfloat16"), mine[0])
         lines += ["", f"Activations with weights in {last['weights_in']}: " + ", ".join(
             f"{name} {top / 1e9:.2f}" for name, top in last["activations"].items()) + "."]
     return "\n".join(lines).strip()
 
 
-def compute_all(families: Sequence[str], ways: Sequence[str], size: int, batch: int,
+def compute_all(families: Sequence[str], ways: Sequence[str], size: int, batch: int, device: str | None = None,
                 tell: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """`compute` of each; with a device what is in bf16 is `measured` there too."""
     found = []
     for family in families:
         for way in ways:
             tell(f"{FAMILIES[family]}, weights in {way}")
             found.append(compute(family, way, size, batch))
-    return found
+            if device is not None and way == "bfloat16":
+                from .measured import measure
 
+                tell(f"{FAMILIES[family]}, measured on {device}")
+                found[-1]["measured"] = measure(family, device, size, batch)
+    return found

@@ -211,7 +211,7 @@ def memory(args: argparse.Namespace) -> int:
         raise UserError(f"--size is {args.size} and --batch {args.batch}; expected a multiple of 32 pixels from 256 "
                         "on, and a picture or more")
     with Progress(args.quiet) as progress:
-        found = compute_all(tuple(FAMILIES), ways, args.size, args.batch, progress.say)
+        found = compute_all(tuple(FAMILIES), ways, args.size, args.batch, args.device, progress.say)
     print(dumps(found) if args.json else table(found))
     return 0
 

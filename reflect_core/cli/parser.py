@@ -179,6 +179,8 @@ def _bench(commands) -> None:
                         "nf4, nf4-double (default: all)")
     parser.add_argument("--size", type=int, default=1024, metavar="N", help="pixels a side (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--device", help="measure bfloat16 on this GPU too, e.g. cuda, with weights of the true size "
+                        "that are all zero (default: computed only)")
     _output(parser)
 
     parser = _command(kinds, "comfyui", "bench:comfyui", "a loop of 16 rounds in a real ComfyUI beside the same search "

@@ -25,6 +25,6 @@ def enough_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise UserError(f"not enough memory ({said}); expected room for the model and a batch; try "
-                        "encoder_device='cpu' for the text encoders, a smaller max_batch, or "
-                        "dtype=torch.bfloat16") from error
+        raise UserError(f"not enough memory ({said}); expected room for the model and a batch; try offload=component "
+                        "or offload=layers, vae_tiling=true, encoder_device='cpu' for the text encoders, a smaller "
+                        "max_batch, or dtype=torch.bfloat16") from error
