@@ -5,9 +5,13 @@ whatever computes with one that nobody brought is seen.
 """
 
 import gc
+import json
+import shutil
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +257,63 @@ def test_it_is_an_option_of_a_run_and_no_other_model(family):
     plain, moved = ModelChoice(str(folder)), ModelChoice(str(folder), options={"offload": "layers"})
     assert moved.load().places.manager is not None and plain.load().places.manager is None
     assert moved.settings()["options"] == {"offload": "layers"} and moved.fingerprint() == plain.fingerprint()
+
+
+def test_a_model_cannot_bring_it_along(family, tmp_path):
+    """It says something of a machine. And in ComfyUI, which loads what lies in a folder, nobody else manages memory."""
+    _, folder, cls = family
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "reflect.json").read_text())
+    settings["options"]["offload"] = "component"
+    (copy / "reflect.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="has no option 'offload'"):
+        cls.from_folder(copy)
+
+
+class Recorder:
+    """Blocks, streams and the calls that compute, as one list of what happened."""
+
+    def __init__(self, monkeypatch, number):
+        self.said, self.there = [], set()
+        main = self.stream("main")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.stream("side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        self.blocks = [self.block(n) for n in range(number)]
+
+    def stream(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.said.append(f"{name} waits for {other.name}"))
+
+    def block(self, number):
+        def bring():
+            self.said.append(f"copy {number}")
+            self.there.add(number)
+            assert len(self.there) <= 2
+
+        def leave():
+            self.there.discard(number)
+        return SimpleNamespace(bring=bring, leave=leave)
+
+
+def test_on_cuda_the_next_block_is_copied_while_one_computes(monkeypatch):
+    """On a stream of its own, which waits for what was queued before, and is waited for before a block computes."""
+    seen = Recorder(monkeypatch, 3)
+    stream = offload_module._Stream(seen.blocks, torch.device("cuda"))
+    stream.open = True
+    for number in (0, 0, 1, 2, 0):
+        stream.arrive(number)
+        assert number in seen.there
+        seen.said.append(f"compute {number}")
+    copy = ["side waits for main", "copy {}"]
+
+    def step(now, after):
+        return ["main waits for side", copy[0], copy[1].format(after), f"compute {now}"]
+    assert seen.said == ["side waits for main", "copy 0", *step(0, 1), "compute 0", *step(1, 2), *step(2, 0),
+                         *step(0, 1)]
+    stream.arrive(2)  # out of turn: the one that was expected goes
+    assert seen.there == {2, 0}
+    stream.close()
+    assert not seen.there and stream.now is None
 
 
 def test_a_run_has_it_on_its_record(tmp_path, capsys):

@@ -187,7 +187,8 @@ class FluxCorrector:
             encode(batches, self.texts, self.conditions, self.options, patch=self.patch,
                    channels=self.transformer.config.in_channels // 4, dtype=self.transformer.dtype)
             for batch in batches if callback is not None else ():
-                self.previews.prepare(batch.requests[0])
+                with batch.watch:
+                    self.previews.prepare(batch.requests[0])
             latents = []
             for batch in batches:
                 with batch.watch:

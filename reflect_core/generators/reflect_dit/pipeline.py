@@ -153,8 +153,8 @@ class ReflectDiT:
             encoding = Stopwatch()
             with encoding:
                 encoded = self.inputs.encode(batches)
-            for batch in batches if callback is not None else ():
-                self.previews.prepare(batch[0])
+                for batch in batches if callback is not None else ():
+                    self.previews.prepare(batch[0])
             latents = []
             for batch, watch, one in zip(batches, watches, encoded):
                 with watch:
