@@ -90,6 +90,17 @@ def test_pictures_are_the_same_to_the_bit(family, kind, dtype, moves):
     assert len(set(expected)) == 4
 
 
+@pytest.mark.parametrize("kind", ["none", "component", "layers"])
+def test_nothing_is_loaded_to_the_device_before_it_is_asked_for(family, kind, monkeypatch):
+    _, folder, cls = family
+    moved, to = [], torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **more: moved.append(str(args[0])) or
+                        to(self, *args, **more))
+    model = cls.from_folder(folder, device=AWAY, offload=kind)
+    assert (AWAY in moved) == (kind == "none")
+    assert kind == "none" or not any(part.rest.there for part in model.places.manager.parts.values())
+
+
 @pytest.mark.parametrize("kind", ["component", "layers"])
 def test_a_call_brings_each_part_once(family, kind, moves):
     """However many batches it is, of both kinds; the autoencoder before and after the transformer."""
@@ -243,6 +254,7 @@ def test_tied_weights_stay_tied(moves):
     other.weight = one.weight
     manager = Offload({"both": [torch.nn.Sequential(one, other)]}, AWAY)
     manager("both")
+    assert len(manager.parts["both"].rest.tensors) == 1, "and are copied once"
     assert one.weight is other.weight and not torch.isnan(one.weight).any()
 
 
