@@ -18,6 +18,7 @@ from .places import Places
 Run = Callable[..., Any]
 """Called with a function of a block, the block and the function's other arguments; returns what the function does."""
 
+
 def directly(function: Callable, *arguments: Any) -> Any:
     """A `Run` that changes nothing."""
     return function(*arguments)

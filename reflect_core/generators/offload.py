@@ -65,7 +65,7 @@ class Offload:
 
     def __call__(self, name: str, pixels: int = 0) -> torch.device:
         """A `Manager`, see `places.py`. Where it runs out of memory, nothing of the part is left on the device."""
-        if self.here != name:
+        if self.here != name and self.devices[name] != HOME:
             self.release()
             self.parts[name].bring()
             self.here = name
@@ -179,6 +179,7 @@ class _Group:
                 for tensor in own:
                     home = tensor.data.to(HOME)
                     self.tensors[id(tensor)] = tensor, _pinned(home) if pin else home
+                    tensor.data = self.tensors[id(tensor)][1]  # at once, or all of them were there twice
             else:
                 self.special.append(weakref.ref(layer))
         self._home()
