@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from inspect import signature
 
 import diffusers
 import numpy as np
@@ -114,6 +113,17 @@ def test_the_picture_and_the_words_matter(editor):
     assert all((base - other).abs().max() > 1e-4 for other in (picture, words, guidance))
 
 
+def test_clip_is_given_the_edits_alone(folder):
+    """It sees 77 tokens; T5 has room for the target, too."""
+    told, given = FluxKontext.from_folder(folder, target="always"), {}
+    for name in ("pooled", "states"):
+        make = getattr(told.texts, name)
+        setattr(told.texts, name, lambda text, name=name, make=make: given.update({name: text}) or make(text))
+    told.draw_latents([edit(0)])
+    short = "Add a star. Keep everything else unchanged."
+    assert given == {"pooled": short, "states": f"{short} The picture should then show this: {PROMPT}"}
+
+
 def test_texts_and_pictures_are_encoded_once(folder):
     fresh = FluxKontext.from_folder(folder)
     calls = [d.cost.text_encoder_calls for d in fresh.draw([plain(0), plain(1), edit(2), edit(3)])]
@@ -208,6 +218,12 @@ def test_a_folder_that_is_not_whole(folder, tmp_path):
 def test_the_choice_knows_an_editor(folder):
     choice = ModelChoice(str(folder))
     assert choice.edits and choice.policy == "reflection_flow" and not ModelChoice("shapes-flux").edits
-    assert "lora" in signature(FluxKontext.from_folder).parameters
-    assert ModelChoice(str(folder), options={"base": "shapes-flux"}).fingerprint() not in (
-        choice.fingerprint(), ModelChoice(str(folder), options={"base": "shapes-sana"}).fingerprint())
+
+
+def test_the_model_that_draws_first_is_part_of_the_fingerprint(folder, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "base")
+    choice = ModelChoice(str(folder), options={"base": str(base)})
+    before = choice.fingerprint()
+    file = base / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text() + " ")
+    assert choice.fingerprint() != before

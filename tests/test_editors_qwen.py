@@ -227,6 +227,13 @@ def test_one_step_is_none(editors):
         editors[LAST].draw([plain(0, steps=1)])
 
 
+def test_half_precision_draws(folders, small):
+    half = QwenEdit.from_folder(folders[LAST], dtype=torch.bfloat16)
+    drawn = half.draw([plain(), edit()], lambda at: at.preview())
+    assert [d.picture.size for d in drawn] == [(64, 64)] * 2 and half.transformer.dtype == torch.bfloat16
+    assert all(torch.isfinite(latents).all() for latents in half.draw_latents([plain(), edit()]))
+
+
 def test_a_long_prompt_is_cut_and_said_so(folders):
     short = QwenEdit.from_folder(folders[LAST], max_sequence_length=5)
     with pytest.warns(UserWarning, match="Qwen-Image sees 5 tokens"):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny_editors
 from command import inside
@@ -131,6 +132,8 @@ class TestDrawAndEdit:
             own = both.editor if request.context else both.drawer
             other = both.drawer if request.context else both.editor
             assert one.cost.denoiser_evaluations == both.evaluations(request) == own.evaluations(request)
+            # A batch rounds otherwise than one alone.
+            assert np.abs(own.draw([request])[0].picture - np.asarray(one.picture, dtype=int)).max() <= 1
             if not request.context:
                 assert other.draw([request])[0].picture.tobytes() != one.picture.tobytes()
         assert both.draw([]) == [] and both.max_context == 1 and both.edits
