@@ -181,6 +181,11 @@ def test_options_say_what_they_expect(change, word):
         KontextOptions(**change)
 
 
+def test_an_editor_is_not_its_own_base(folder):
+    with pytest.raises(UserError, match="the editor itself"):
+        load_generator(folder, base=str(folder))
+
+
 @pytest.mark.parametrize("changes, word", [
     ({"text_join": "train"}, "no option 'text_join'"), ({"lora": "x.safetensors"}, "takes no corrector's LoRA"),
     ({"base": 3}, "option base is 3"), ({"base": "nowhere"}, "nowhere: is neither")])

@@ -8,6 +8,7 @@ guidance in common, unless the policy has its own for corrections (`corrector_st
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,15 +33,20 @@ class DrawAndEdit:
         self.places = _BothPlaces(drawer.places, editor.places)
 
     @staticmethod
-    def load_base(base: Any, dtype: torch.dtype, device: str | torch.device,
+    def load_base(base: Any, editor: str | Path, dtype: torch.dtype, device: str | torch.device,
                   encoder_device: str | torch.device | None) -> Generator | None:
-        """The drawing model of an editor's option `base`, a bundled name or a folder; None for none. UserError."""
-        from ...presets.load import load_generator
+        """The drawing model of an editor's option `base`, a bundled name or a folder; None for none. UserError.
+
+        `editor`: the folder that the option is of.
+        """
+        from ...presets.load import find_model, load_generator
 
         if base is None:
             return None
-        if not isinstance(base, (str, bytes)) and not hasattr(base, "__fspath__"):
+        if not isinstance(base, (str, Path)):
             raise UserError(f"option base is {base!r}; expected a model's name or folder")
+        if find_model(base).resolve() == Path(editor).resolve():
+            raise UserError(f"option base is {base}, the editor itself; expected another model; try it without")
         extra = {} if encoder_device is None else {"encoder_device": encoder_device}
         return load_generator(base, dtype=dtype, device=device, **extra)
 

@@ -70,7 +70,7 @@ class FluxKontext(Editor):
         base = settings.pop("base", None) if base is None else base
         options = checked(KontextOptions, path, options, settings, changes)
         check_folder(path)
-        drawer = DrawAndEdit.load_base(base, dtype, device, encoder_device)
+        drawer = DrawAndEdit.load_base(base, path, dtype, device, encoder_device)
         editor = cls(**load_components(path, dtype, device, encoder_device), options=options, defaults=defaults)
         return editor if drawer is None else DrawAndEdit(drawer, editor)
 

@@ -53,6 +53,7 @@ class QwenTexts:
         return self.kept.get((text, seen), lambda: self._states(text, picture))
 
     def _states(self, text: str, picture: Picture | None) -> Tensor:
+        text = text.replace("<|", "< |")  # a text from outside has no word of the model's own signs
         if picture is None:
             template, first = self.plain
             return self._encode({"input_ids": self._ids(template.format(text))}, 0)[first:][:self._room(text)]
@@ -63,8 +64,7 @@ class QwenTexts:
         grid = given["image_grid_thw"]
         tokens = int(grid[0].prod()) // self.image_processor.merge_size**2
         whole = template.format((PLUS_PICTURE if self.plus else "") + text)
-        # The first only: a text of the user's may have the word, too.
-        ids = self._ids(whole.replace(IMAGE, IMAGE * tokens, 1))
+        ids = self._ids(whole.replace(IMAGE, IMAGE * tokens))
         inputs = {"input_ids": ids, "pixel_values": given["pixel_values"], "image_grid_thw": grid}
         return self._encode(inputs | self._told_apart(ids), size[0] * size[1])[first:]
 
