@@ -1,8 +1,9 @@
 """Two models as one generator: one draws the first pictures, the other edits them.
 
-An editor was tuned on edits, and a model of the same size that was not draws better first pictures; RAISE
-(2603.00483) has FLUX.1-dev for these and FLUX.1 Kontext for the edits. Both must have the request's size, steps and
-guidance in common, unless the policy has its own for corrections (`corrector_steps`, `corrector_guidance`).
+An editor was tuned for edits, and a model of the same size that was not may draw better first pictures; RAISE
+(2603.00483) has FLUX.1-dev for these and FLUX.1 Kontext for the edits. One request's size, steps and guidance hold for
+both, by default the drawing model's; a policy may have its own for corrections (`corrector_steps`,
+`corrector_guidance`). The two share no weights, also where they have equal ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BASE = "base:"
 
 
 class DrawAndEdit:
-    """Requests without context go to `draws`, those with one to `edits`. See `Generator`."""
+    """Requests without context go to the drawer, those with one to the editor. See `Generator`."""
 
     def __init__(self, drawer: Generator, editor: Generator) -> None:
         """UserError if `editor` edits nothing."""

@@ -19,13 +19,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
-from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ...presets.load import read_settings
+from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
 from ..flux_corrector.latents import request_noise, schedule, unpack
 from ..kept import Kept
 from ..memory import enough_memory
@@ -33,7 +35,8 @@ from ..places import Places
 from ..preview import Previews
 from ..requests import check_request
 from ..rgb import as_rgb
-from .options import EditOptions
+from .draw_and_edit import DrawAndEdit
+from .options import EditOptions, checked
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
@@ -52,11 +55,17 @@ class Ready:
 
 
 class Editor(ABC):
-    """See `Generator`. A family has `ready`, `evaluations`, `batch_of`, and its autoencoder's scaling."""
+    """See `Generator`. A family has its options and folders, `ready`, `evaluations`, `batch_of`, and its autoencoder's
+    scaling."""
 
     max_context = 1
     edits = True
-    """Its corrections are edits of a picture, and repeated edits drift: to be searched with `Editing`."""
+    """Its corrections are edits of a picture, and repeated edits drift: searches bound their depth (`EDITING`)."""
+    kind: ClassVar[type[EditOptions]]
+    check: ClassVar[Callable[..., Any]]
+    """UserError for a folder that is not whole, or of another family; reads no weights."""
+    load: ClassVar[Callable[..., dict[str, Any]]]
+    """(folder, dtype, device, encoder_device) -> what the constructor takes."""
     free: ClassVar[frozenset[str]] = frozenset({"target", "keep", "max_words"})
     """Options that can be changed once a model is loaded."""
 
@@ -77,6 +86,32 @@ class Editor(ABC):
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
         self.previews = Previews(vae, scale, self.places)
         self.seen = Kept(options.picture_cache)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
+                    device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
+                    base: str | Path | None = None, options: EditOptions | None = None, **changes: Any) -> Generator:
+        """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
+
+        Args:
+            lora: refused; an editor is a corrector by itself.
+            encoder_device: where the text encoders are kept; None: with the rest.
+            base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
+            options: all switches at once, instead of those in the folder's reflect.json.
+            changes: single switches, on top of either.
+
+        Raises UserError for a folder or option that cannot be used.
+        """
+        if lora is not None:
+            raise UserError(f"{lora}: an editor takes no corrector's LoRA; expected the editor's folder alone; try it "
+                            "without --lora, or FLUX.1-dev's folder with it")
+        defaults, settings = read_settings(path)
+        own_base = settings.pop("base", None)
+        options = checked(cls.kind, path, options, settings, changes)
+        cls.check(path)
+        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, device, encoder_device)
+        editor = cls(**cls.load(path, dtype, device, encoder_device), options=options, defaults=defaults)
+        return editor if drawer is None else DrawAndEdit(drawer, editor)
 
     @abstractmethod
     def evaluations(self, request: Request) -> int:

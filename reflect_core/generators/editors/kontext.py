@@ -13,20 +13,17 @@ show a small picture enlarged; at 1024 x 1024 the two are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...presets.load import read_settings
-from ...types import Generator, Picture, Request, UserError
+from ...types import Picture, Request
 from ..flux_corrector.encoding import TextEncoders, vae_scale
 from ..flux_corrector.folder import check_folder, load_components
 from ..flux_corrector.latents import grid_ids, pack
-from .draw_and_edit import DrawAndEdit
 from .editor import Editor, Ready, Velocity, fitted
-from .options import EditOptions, KontextOptions, checked
+from .options import KontextOptions
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 28, "guidance": 2.5}
 """What its makers' example has; a folder's reflect.json may say otherwise."""
@@ -36,6 +33,7 @@ class FluxKontext(Editor):
     """Draws plain requests as FLUX.1 does, and edits pictures. See `Generator`."""
 
     options: KontextOptions
+    kind, check, load = KontextOptions, staticmethod(check_folder), staticmethod(load_components)
     free = Editor.free | {"true_cfg_scale", "max_batch"}
 
     def __init__(self, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module,
@@ -49,30 +47,6 @@ class FluxKontext(Editor):
                          options=options, defaults=DEFAULTS | (defaults or {}))
         self.texts = TextEncoders(tokenizer, text_encoder, tokenizer_2, text_encoder_2, options.max_sequence_length,
                                   options.text_cache, self.places)
-
-    @classmethod
-    def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
-                    base: str | Path | None = None, options: EditOptions | None = None, **changes: Any) -> Generator:
-        """Load a model folder, without network. What is wrong is said before any weight is read.
-
-        Args:
-            path: a folder in diffusers layout.
-            encoder_device: where the text encoders are kept; None: with the rest.
-            base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
-            options: all switches at once, instead of those in the folder's reflect.json.
-            changes: single switches, on top of either.
-
-        Raises UserError for a folder or option that cannot be used.
-        """
-        no_lora(lora)
-        defaults, settings = read_settings(path)
-        base = settings.pop("base", None) if base is None else base
-        options = checked(KontextOptions, path, options, settings, changes)
-        check_folder(path)
-        drawer = DrawAndEdit.load_base(base, path, dtype, device, encoder_device)
-        editor = cls(**load_components(path, dtype, device, encoder_device), options=options, defaults=defaults)
-        return editor if drawer is None else DrawAndEdit(drawer, editor)
 
     def evaluations(self, request: Request) -> int:
         return request.steps * (2 if self.options.true_cfg_scale > 1 else 1)
@@ -143,10 +117,3 @@ class FluxKontext(Editor):
         """The (width, height) in which a flawed picture is seen."""
         size = request.width, request.height
         return size if picture.size == size else fitted(picture.size, size[0] * size[1], self.patch)
-
-
-def no_lora(lora: object) -> None:
-    """UserError for a corrector's weights: an editor is one by itself."""
-    if lora is not None:
-        raise UserError(f"{lora}: an editor takes no corrector's LoRA; expected the editor's folder alone; try it "
-                        "without --lora, or FLUX.1-dev's folder with it")

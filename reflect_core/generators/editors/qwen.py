@@ -6,28 +6,24 @@ step takes two evaluations, and the outcome is brought back to the length of the
 do. Equal to those with the same seed, see `qwen_text.py` for the one exception.
 
 Without a picture the same weights draw by QwenImagePipeline's template, as the model does that this one was tuned
-from. They were tuned on edits only, so give `base`, another model for first pictures, if you have one.
+from. They were tuned for edits, so give `base`, another model for first pictures, if you have one.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...presets.load import read_settings
-from ...types import Generator, Request
+from ...types import Request
 from ..flux_corrector.latents import pack
 from ..rgb import as_rgb
-from .draw_and_edit import DrawAndEdit
 from .editor import Editor, Ready, Velocity, fitted
-from .kontext import no_lora
-from .options import EditOptions, QwenOptions, checked
+from .options import QwenOptions
 from .qwen_folder import PLUS, check_folder, load_components
 from .qwen_text import QwenTexts
 
@@ -41,6 +37,7 @@ class QwenEdit(Editor):
     """Edits pictures, and draws plain requests as well as it can. See `Generator`."""
 
     options: QwenOptions
+    kind, check, load = QwenOptions, staticmethod(check_folder), staticmethod(load_components)
     free = Editor.free | {"negative_prompt"}
 
     def __init__(self, *, pipeline: str, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module,
@@ -55,20 +52,6 @@ class QwenEdit(Editor):
                          defaults=own | (defaults or {}))
         self.texts = QwenTexts(pipeline, tokenizer, image_processor, text_encoder, options.max_sequence_length,
                                options.text_cache, self.places)
-
-    @classmethod
-    def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
-                    base: str | Path | None = None, options: EditOptions | None = None, **changes: Any) -> Generator:
-        """Load a model folder, without network; arguments and errors as of `FluxKontext.from_folder`."""
-        no_lora(lora)
-        defaults, settings = read_settings(path)
-        base = settings.pop("base", None) if base is None else base
-        options = checked(QwenOptions, path, options, settings, changes)
-        check_folder(path)
-        drawer = DrawAndEdit.load_base(base, path, dtype, device, encoder_device)
-        editor = cls(**load_components(path, dtype, device, encoder_device), options=options, defaults=defaults)
-        return editor if drawer is None else DrawAndEdit(drawer, editor)
 
     def evaluations(self, request: Request) -> int:
         return request.steps * (2 if request.guidance > 1 else 1)
