@@ -67,6 +67,8 @@ OFFICIAL_OPTIONS = {"text_join": "search"}
 
 EDITING = {"max_depth": 3, "patience": 3}
 """Our settings for editors, in place of the defaults. Not measured on published weights; RAISE has 2 to 4 rounds."""
+# Against a simulated editor on 60 `compose` prompts, 12 pictures each, that spoils the more the deeper it goes: 0.90
+# solved, with one of the two 0.82 and 0.77, with neither 0.78. Where it does not, 0.90, 0.87, 0.87 and 0.87.
 
 PARENTS = ("chain", "best", "last")
 SILENT = ("redraw", "correct")
