@@ -36,10 +36,10 @@ class ReflectLoop(io.ComfyNode):
             judge.judge.check(request)
             judge.prepare(prompt)
             progress = NodeProgress(node, prompts.get_display_node_id(node) if prompts else None, on_picture=True)
-            own = reflect_model.choice.policy
-            if policy == OFFICIAL and (options := official_options(own)):
+            own, edits = reflect_model.choice.policy, reflect_model.choice.edits
+            if policy == OFFICIAL and (options := official_options(own, edits)):
                 reflect_model = reflect_model.with_options(**options)
-            stepper = search.start(request, policy_for(policy, budget, own), reflect_model.generator,
+            stepper = search.start(request, policy_for(policy, budget, own, edits), reflect_model.generator,
                                    judge.actors.verifier, judge.actors.reflector, judge.actors.refiner,
                                    on_event=progress, budget=None if policy == OFFICIAL else search.Budget(budget))
             run, chosen = stepper.run(), stepper.best
@@ -48,6 +48,6 @@ class ReflectLoop(io.ComfyNode):
             branches = getattr(stepper.policy, "branches", 1)
             so_far = relay.RunSoFar(run, branches, reflect_model.name, reflect_model.fingerprint,
                                     {**reflect_model.settings, "judge": judge.judge.settings()}, stepper.policy,
-                                    chosen.id, max(reflect_model.generator.max_context, 1))
+                                    chosen.id, max(reflect_model.generator.max_context, 1), edits)
             return results(so_far, chosen.accepted, own_part(node), cls.hidden.extra_pnginfo)
 

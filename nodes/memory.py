@@ -54,9 +54,10 @@ class Parts:
         computes. Raises ComfyUI's own exception if somebody pressed Cancel."""
         manager.throw_exception_if_processing_interrupted()
         patcher = self.patchers[name]
-        number = next(patcher.model.parameters()).element_size()
-        room = (min(TEXT_ROOM[name], patcher.model_size()) if name in TEXT_ROOM else
-                pixels * number * PIXEL_ROOM.get(name.rpartition(".")[2], 460))
+        number, kind = next(patcher.model.parameters()).element_size(), name.rpartition(":")[2]
+        # A text encoder that sees has pixels, too.
+        room = (min(TEXT_ROOM[kind], patcher.model_size()) + pixels * number * PIXEL_ROOM["image_encoder"]
+                if kind in TEXT_ROOM else pixels * number * PIXEL_ROOM.get(kind.rpartition(".")[2], 460))
         manager.load_models_gpu([patcher], memory_required=room, force_full_load=self.keep == "whole")
         if self.keep == "streamed":
             _move_the_rest(patcher.model, patcher.load_device)
@@ -64,7 +65,8 @@ class Parts:
 
 
 def _devices(name: str) -> tuple[torch.device, torch.device]:
-    """(where a part computes, where it waits)."""
+    """(where a part computes, where it waits). Before the name of one of two models' parts may stand whose it is."""
+    name = name.rpartition(":")[2]
     if name.startswith("text_encoder"):
         return manager.text_encoder_device(), manager.text_encoder_offload_device()
     if name == "vae":

@@ -88,7 +88,7 @@ class ReflectLoadModel(io.ComfyNode):
              rare(io.Combo, "offload", options=list(KEEP), default=KEEP[0]),
              rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN, optional=True)],
             [Model.Output("reflect_model")],
-            search_aliases=["reflectionflow", "reflect-dit", "flux corrector"])
+            search_aliases=["reflectionflow", "reflect-dit", "flux corrector", "flux kontext", "qwen image edit"])
 
     @classmethod
     def fingerprint_inputs(cls, model: str = "", lora: str = OWN, **_: Any) -> str:
@@ -133,7 +133,8 @@ def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN) -> Mode
         found = find_published(model, [*roots, *loras], lora_file)
         if found is None:
             raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
-        return ModelChoice(*map(str, found), dtype=dtype, options=options)
+        base, corrector = found
+        return ModelChoice(str(base), None if corrector is None else str(corrector), dtype=dtype, options=options)
     folder = _folders().get(model)
     if folder is None:
         raise UserError(f"there is no model {model!r}; expected one that the list shows: a bundled or published model, "

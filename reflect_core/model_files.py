@@ -81,6 +81,8 @@ def _check_component(folder: Path, kind: str) -> None:
     again = f"the {kind} of the model needs it; try to copy or download the model again"
     if kind.endswith("Scheduler"):
         read_json(folder / "scheduler_config.json", again)
+    elif kind.endswith("Processor"):
+        read_json(folder / "preprocessor_config.json", again)
     elif "Tokenizer" in kind:
         read_json(folder / "tokenizer_config.json", again)
         _check_tokenizer(folder, kind, again)
@@ -93,7 +95,7 @@ def _check_component(folder: Path, kind: str) -> None:
 def _check_tokenizer(folder: Path, kind: str, again: str) -> None:
     """One of the sets of files that a tokenizer of this class is made from must be there and not empty."""
     sets = [("tokenizer.json",)]
-    if kind.startswith("CLIP"):
+    if kind.startswith(("CLIP", "Qwen2")):
         sets.append(("vocab.json", "merges.txt"))
     elif kind.startswith("T5"):
         sets.append(("spiece.model",))

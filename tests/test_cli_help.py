@@ -7,6 +7,7 @@ import pytest
 from command import reflect
 
 from reflect_core.cli.help import (
+    EDIT_OPTIONS,
     FLUX_OPTIONS,
     JUDGE_OPTIONS,
     LOCAL_OPTIONS,
@@ -16,6 +17,7 @@ from reflect_core.cli.help import (
     SETTINGS,
 )
 from reflect_core.cli.parser import make_parser
+from reflect_core.generators.editors.options import KontextOptions, QwenOptions
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.reflect_dit.options import ReflectOptions
 from reflect_core.judges.options import AskOptions
@@ -28,13 +30,15 @@ def test_every_setting_of_every_policy_is_explained():
     assert SETTINGS.keys() == {f.name for policy in POLICIES.values() for f in fields(policy)}
 
 
-def test_every_option_of_both_families_is_explained():
+def test_every_option_of_every_family_is_explained():
     # Where parts are kept is an argument of its own of `from_folder`.
     assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "offload"}
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
     assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
     assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)} | {"offload"}
+    assert EDIT_OPTIONS.keys() == {f.name for kind in (KontextOptions, QwenOptions) for f in fields(kind)} | {
+        "base", "encoder_device"}
 
 
 def test_the_values_shown_are_those_of_the_policies(capsys):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_editors import write_tiny_kontext
 from tiny_sana import write_tiny_sana
 
 from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
@@ -23,6 +24,8 @@ def engine(tmp_path_factory):
     file.write_bytes(file.read_bytes()[:-1000])
     write_tiny_sana(base / "models" / "reflect" / "sana", settings={
         "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}})
+    write_tiny_kontext(base / "models" / "diffusers" / "editor", settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2}, "options": {"max_sequence_length": 12}})
     index = base / "models" / "diffusers" / "stranger" / "model_index.json"
     index.write_text(index.read_text().replace("FluxPipeline", "SomethingElse"))
     with Engine(find_comfyui(), base) as running:
@@ -37,7 +40,8 @@ def pictures(engine, **changes):
 
 def test_the_list_has_ones_own_models_of_our_families(engine):
     listed = engine.get("/object_info/ReflectLoadModel")["ReflectLoadModel"]["input"]["required"]["model"][1]["options"]
-    assert {"shapes-flux", "flux-corrector", "reflect-dit", "mine", "torn"} <= set(listed) and "stranger" not in listed
+    assert {"shapes-flux", "flux-corrector", "reflect-dit", "mine", "torn", "kontext", "qwen-image-edit", "editor"
+            } <= set(listed) and "stranger" not in listed
 
 
 def test_a_folder_of_ones_own_draws_the_same(engine):
@@ -73,6 +77,27 @@ def test_a_model_that_sees_several_pictures(engine):
     assert seen[0] == seen[1], "the same pictures, to the bit"
     wrong = engine.run(all_in_one(policy="reflect_dit", budget=5))
     assert "it takes 1" in wrong.error["exception_message"]
+
+
+def test_an_editor_is_one_widget_apart(engine):
+    """Random weights, never right: the same graphs with another model; no picture is edited more than three times."""
+    widgets = {"sample.candidates": 1, "sample.steps": 2, "model.model": "editor", "controller.rounds": 7}
+    runs = []
+    for offload in ("whole", "streamed"):
+        done = engine.run(loop({**widgets, "model.offload": offload}))
+        assert done.error is None, done.error
+        runs.append([np.asarray(engine.picture(p)).tobytes() for p in done.outputs["all"]["images"]])
+    assert runs[0] == runs[1] and len(runs[0]) == 7
+    (run,) = json.loads(engine.picture(done.outputs["save"]["images"][0]).info["reflect_run"]).values()
+    depths = []
+    for one in run["candidates"]:
+        depths.append(depths[one["parent"]] + 1 if one.get("reflection") else 0)
+    assert max(depths) in range(1, 4) and sum(map(bool, depths)) == 6
+    one = engine.run(all_in_one(budget=6, steps=2) | {
+        "model": {"class_type": "ReflectLoadModel", "inputs": {**loop()["model"]["inputs"], "model": "editor"}}})
+    assert one.error is None, one.error
+    missing = engine.run(loop({"model.model": "kontext"}))
+    assert "black-forest-labs/FLUX.1-Kontext-dev (34 GB" in missing.error["exception_message"]
 
 
 def test_a_damaged_model_is_told_and_the_queue_goes_on(engine):

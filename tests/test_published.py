@@ -41,6 +41,17 @@ def test_a_set_of_three_parts_is_found_by_the_folder_of_its_checkpoint(tmp_path)
     assert find_published("reflect-dit", [tmp_path]) == (tmp_path / "Sana_1600M_1024px_MultiLing_diffusers", checkpoint)
 
 
+@pytest.mark.parametrize("name, folder", [("kontext", "FLUX.1-Kontext-dev"),
+                                          ("qwen-image-edit", "Qwen-Image-Edit-2509")])
+def test_an_editor_has_no_corrector_beside_it(name, folder, tmp_path):
+    assert find_published(name, [tmp_path]) is None
+    index = put(tmp_path / folder / "model_index.json")
+    assert find_published(name, [tmp_path]) == (index.parent, None)
+    # One that was asked for is handed on, for the editor to refuse it.
+    mine = put(tmp_path / "mine.safetensors")
+    assert find_published(name, [tmp_path], mine) == (index.parent, mine)
+
+
 def test_a_family_that_there_is_no_generator_of_says_so_before_anybody_downloads_it(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "FAMILIES", {})
     assert find_published("reflect-dit", [tmp_path]) is None

@@ -30,7 +30,9 @@ SETTINGS = {
     "judge_again": "judge each correction a second time, as the official script does",
     "silent": "when there is nothing to say of a picture: 'redraw' from new noise, or 'correct' without words",
     "reflect_again": "ask for new words when the same picture is corrected again",
-    "patience": "give a picture up after so many worse corrections in a row; null: never",
+    "patience": "give a picture up after so many worse corrections in a row; null: never (editors: 3)",
+    "max_depth": "corrections in a row that a picture may have behind it; the next one then starts from the best that "
+                 "has fewer; null: no bound (editors, whose edits drift: 3)",
     "repeat_parents": "with fewer pictures than branches, correct some several times",
     "pool_steps": "denoising steps of the pool; null: as --steps",
     "corrector_steps": "denoising steps of a correction; null: as --steps",
@@ -83,6 +85,21 @@ SANA_OPTIONS = {
                "the pictures are the same",
     "vae_tiling": "true decodes large pictures tile by tile, in less memory: an approximation",
     "compile": "true compiles the transformer's blocks, for which the first picture of a size waits minutes",
+}
+
+EDIT_OPTIONS = {
+    "target": "'always' tells the editor what the whole picture should show, too; 'silent', only where there is "
+              "nothing to change",
+    "keep": "false does not say that everything else should stay as it is",
+    "max_words": "words of an instruction (120)",
+    "base": "another model, by its name or folder, that draws the pictures without a flawed one, e.g. FLUX.1-dev",
+    "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with Kontext, 17 GB with Qwen",
+    "max_batch": "pictures drawn at once, of Kontext (4); Qwen draws one at a time",
+    "true_cfg_scale": "of Kontext: classifier-free guidance on top of its own, at twice the cost; 1: off",
+    "negative_prompt": "of Qwen: what its guidance leads away from (a space)",
+    "max_sequence_length": "tokens of T5, or of a prompt without a picture (512)",
+    "text_cache": "texts that are kept encoded (64)",
+    "picture_cache": "flawed pictures that are kept encoded (16)",
 }
 
 
@@ -156,7 +173,8 @@ def settings_help() -> str:
 
 def options_help() -> str:
     return "\n".join(["options of FLUX models, for --option (with what holds if reflect.json says nothing else):",
-                      *_list(FLUX_OPTIONS), "and of SANA models with Reflect-DiT's weights:", *_list(SANA_OPTIONS)])
+                      *_list(FLUX_OPTIONS), "and of SANA models with Reflect-DiT's weights:", *_list(SANA_OPTIONS),
+                      "and of editors, FLUX.1 Kontext and Qwen-Image-Edit:", *_list(EDIT_OPTIONS)])
 
 
 def _value(value: object) -> str:

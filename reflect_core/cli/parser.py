@@ -64,10 +64,11 @@ def _run(commands) -> None:
     _model(parser)
     group = parser.add_argument_group("the search")
     group.add_argument("--policy", choices=[*POLICIES, "official"],
-                       help="how to search (default: that of the model's paper): reflection_flow, of FLUX, corrects "
-                       "pictures in rounds; reflect_dit, of SANA, draws one picture after another with the earlier "
-                       "ones in view; best_of_n draws anew and keeps the best, noise_prompt also rewrites the prompt, "
-                       "and 'official' is the search of the model's paper as the script of its authors has it: of "
+                       help="how to search (default: that of the model's paper): reflection_flow, of FLUX and of "
+                       "editors, corrects pictures in rounds; reflect_dit, of SANA, draws one picture after another "
+                       "with the earlier ones in view; best_of_n draws anew and keeps the best, noise_prompt also "
+                       "rewrites the prompt, and 'official' is the search of the model's paper as the script of its "
+                       "authors has it: of "
                        "FLUX 32 pictures from noise and 32 corrections, all of them drawn, and its way of joining "
                        "texts; of SANA 20 pictures, the last one being the answer where none is accepted")
     group.add_argument("--pictures", type=int, metavar="N", help="never more pictures than this (default: "

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     options = named_values(args.options, "--option")
     choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
     if args.policy == OFFICIAL:
-        choice.options = {**official_options(choice.policy), **options}
-    policy = make_policy(args.policy or choice.policy, budget.pictures, settings, choice.policy)
+        choice.options = {**official_options(choice.policy, choice.edits), **options}
+    policy = make_policy(args.policy or choice.policy, budget.pictures, settings, choice.policy, choice.edits)
     folder = Path(args.out) if args.out is not None else choose_folder(args.prompt)
     check_folder(folder)
     # With the folder's own defaults, so that a wrong size or number of steps is told before loading.

@@ -45,10 +45,10 @@ def make_budget(args: argparse.Namespace) -> Budget:
     return Budget(pictures, args.evaluations, args.judge_calls, args.seconds)
 
 
-def make_policy(name: str, pictures: int | None, settings: dict[str, Any], own: str) -> Policy:
+def make_policy(name: str, pictures: int | None, settings: dict[str, Any], own: str, edits: bool = False) -> Policy:
     """The policy for so many pictures (None: `official`, which has a number of its own); `own`: that of the model's
-    paper."""
-    policy = policy_for(name, pictures, own)
+    paper; `edits`: it is an editor."""
+    policy = policy_for(name, pictures, own, edits)
     return policy_from_json({**policy.to_json(), **settings}) if settings else policy
 
 

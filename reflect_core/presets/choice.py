@@ -10,7 +10,7 @@ from typing import Any
 
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
-from .load import find_model, load_generator, preset_names, read_settings
+from .load import EDITORS, find_model, load_generator, preset_names, read_settings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
@@ -57,6 +57,11 @@ class ModelChoice:
         return self.lora is not None or bool(config.get("reflection"))
 
     @property
+    def edits(self) -> bool:
+        """Whether it is an editor, which needs no corrector's weights."""
+        return self.family in EDITORS
+
+    @property
     def policy(self) -> str:
         """The search of the paper that the family is of."""
         if self.family != "SanaPipeline":
@@ -91,6 +96,8 @@ class ModelChoice:
         options = {**self.folder_options, **self.options}
         options.pop("offload", None)  # which decides no picture
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+        if (base := options.get("base")) is not None:  # an editor's, which draws the first pictures
+            digest.update(ModelChoice(base).fingerprint().encode())
         for name, path in self._files():
             digest.update(f"\n{name} {path.stat().st_size}\n".encode())
             for block in _blocks(path):

@@ -27,7 +27,12 @@ __all__ = ["PICKLES", "check_model_folder", "check_safetensors", "find_model", "
 FAMILIES = {
     "FluxPipeline": ("..generators.flux_corrector.pipeline", "FluxCorrector"),
     "SanaPipeline": ("..generators.reflect_dit.pipeline", "ReflectDiT"),
+    "FluxKontextPipeline": ("..generators.editors.kontext", "FluxKontext"),
+    "QwenImageEditPipeline": ("..generators.editors.qwen", "QwenEdit"),
+    "QwenImageEditPlusPipeline": ("..generators.editors.qwen", "QwenEdit"),
 }
+EDITORS = ("FluxKontextPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+"""Families that edit pictures as they are told, without weights of a corrector."""
 
 
 def preset_names() -> list[str]:

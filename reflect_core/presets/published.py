@@ -28,12 +28,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """A base in diffusers layout, and the corrector's weights on top of it."""
+    """A base in diffusers layout, and the corrector's weights on top of it, or an editor, which needs none."""
 
     family: str
     """The base's pipeline class."""
     base: Source
-    corrector: Source
+    corrector: Source | None
     small: str
     """The bundled model that runs the same workflow."""
     others: tuple[Source, ...] = ()
@@ -57,6 +57,16 @@ PUBLISHED = {
         "shapes-sana",
         (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",
                 "2.6 GB", "Apache-2.0"),)),
+    "kontext": Published(
+        "FluxKontextPipeline",
+        Source("black-forest-labs/FLUX.1-Kontext-dev", "diffusers", "FLUX.1-Kontext-dev", "model_index.json", "34 GB",
+               "FLUX.1 [dev] Non-Commercial License"),
+        None, "shapes-flux"),
+    "qwen-image-edit": Published(
+        "QwenImageEditPlusPipeline",
+        Source("Qwen/Qwen-Image-Edit-2509", "diffusers", "Qwen-Image-Edit-2509", "model_index.json", "58 GB",
+               "licence: Apache-2.0"),
+        None, "shapes-flux"),
 }
 """The sizes are of what is needed of each repository."""
 
@@ -65,9 +75,10 @@ def published_names() -> list[str]:
     return sorted(PUBLISHED)
 
 
-def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
+def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None
+                   ) -> tuple[Path, Path | None] | None:
     """(base folder, corrector's file, or its folder where that has a config) of a set below some of the folders, or
-    None where a part is missing.
+    None where a part is missing. An editor has no corrector beside it.
 
     None, too, for a family that there is no generator of yet. `own_lora` takes the place of the published
     corrector, which then need not be there.
@@ -81,6 +92,8 @@ def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None
         return None
     if not all(any((root / other.name / other.file).is_file() for root in roots) for other in wanted.others):
         return None
+    if wanted.corrector is None:
+        return base, None if own_lora is None else Path(own_lora)
     places = [root / wanted.corrector.name / wanted.corrector.file for root in roots]
     corrector = next((file for file in ([Path(own_lora)] if own_lora else places) if file.is_file()), None)
     if corrector is None:
@@ -94,7 +107,7 @@ def how_to_get(name: str, models: Path) -> str:
     instead = (f"the model {wanted.small!r}, which comes with the pack and runs the same workflow with the judge "
                "'shapes'")
     parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
-             for part in (wanted.base, wanted.corrector, *wanted.others)]
+             for part in (wanted.base, wanted.corrector, *wanted.others) if part is not None]
     if wanted.family not in FAMILIES:
         return (f"this version cannot load {name!r} yet, do not download it for now; a later one will expect "
                 f"{'; and '.join(parts)}; try {instead}")

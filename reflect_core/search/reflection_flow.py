@@ -22,6 +22,10 @@ combinations work), a child that joins every chain with its parent in it (item 7
 branch of its own), and file names with a wrong seed (item 8). How prompt and reflection are joined
 into one text is the generator's option, not the policy's: the official search goes with
 `text_join='search'` (spec 1.8).
+
+The corrector may also be an editor that was never trained on reflections. Repeated edits drift, so the depth of its
+pictures is bounded (`max_depth`, see `EDITING`), and `parents='chain'` has each edit start from a branch's best
+picture and not from the last edit, if that was worse.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..types import Pair, UserError
+from .depth import above
 from .entries import Planned
 from .policy import (
     Action,
@@ -59,6 +64,11 @@ MOST_BRANCHES = 4
 
 OFFICIAL_OPTIONS = {"text_join": "search"}
 """How the published search joins prompt and reflection: an option of the generator that goes with `official()`."""
+
+EDITING = {"max_depth": 3, "patience": 3}
+"""Our settings for editors, in place of the defaults. Not measured on published weights; RAISE has 2 to 4 rounds."""
+# Against a simulated editor on 60 `compose` prompts, 12 pictures each, that spoils the more the deeper it goes: 0.90
+# solved, with one of the two 0.82 and 0.77, with neither 0.78. Where it does not, 0.90, 0.87, 0.87 and 0.87.
 
 PARENTS = ("chain", "best", "last")
 SILENT = ("redraw", "correct")
@@ -97,8 +107,11 @@ class ReflectionFlow(Policy):
     reflect_again: bool = True
     """Ask for a new reflection when a parent is tried again; off: use the one that is there."""
     patience: int | None = None
-    """Only with 'chain': give a parent up after so many children in a row that were worse, and let
-    the branch start anew from noise. None: never."""
+    """Only with 'chain': give a parent up after so many children in a row that were worse, or too deep
+    to take its place, and let the branch start anew from noise. None: never."""
+    max_depth: int | None = None
+    """Corrections in a row that a picture may have behind it. One that has as many may be the answer, but
+    the next correction starts from the best that has fewer. None: no bound (official)."""
     repeat_parents: bool = True
     """With fewer pictures than branches, let them serve several branches each. Off: fewer branches."""
     pool_steps: int | None = None
@@ -112,7 +125,7 @@ class ReflectionFlow(Policy):
         for name in ("pool", "branches"):
             check_count(self.name, name, getattr(self, name), 1)
         check_count(self.name, "rounds", self.rounds, 0)
-        for name in ("patience", "pool_steps", "corrector_steps"):
+        for name in ("patience", "max_depth", "pool_steps", "corrector_steps"):
             check_count(self.name, name, getattr(self, name), 1, none=True)
         for name in ("reflect", "refine", "early_stop", "pool_in_choice", "judge_again", "reflect_again",
                      "repeat_parents"):
@@ -200,9 +213,11 @@ class ReflectionFlow(Policy):
         if self.parents == "chain":
             # A graph may draw fresh rounds in between, whose pictures are no branch of these.
             fresh = [c for c in run.candidates if c.round == 0 or c.branch >= self.branches]
-            firsts = self._spread(run.ranked(fresh, latest=True))
+            firsts = self._spread(run.ranked(above(run, fresh, self.max_depth), latest=True))
             return [self._incumbent(run, branch, first, round) for branch, first in enumerate(firsts)]
         among = run.candidates if self.parents == "best" else run.in_round(round - 1)
+        # The pool is never too deep.
+        among = above(run, among, self.max_depth) or above(run, run.candidates, self.max_depth)
         return list(self._spread(run.ranked(among, latest=True)))
 
     def _spread(self, ranked: list[Candidate]) -> list[int]:
@@ -218,7 +233,8 @@ class ReflectionFlow(Policy):
         for child in run.candidates:
             if child.branch != branch or not 1 <= child.round < round:
                 continue
-            if leader is None or rank(run.latest_verdict(child.id)) >= rank(run.latest_verdict(leader)):
+            better = leader is None or rank(run.latest_verdict(child.id)) >= rank(run.latest_verdict(leader))
+            if better and above(run, [child], self.max_depth):
                 leader, failures = child.id, 0
             else:
                 failures += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..types import UserError
@@ -11,7 +12,7 @@ from .best_of_n import BestOfN
 from .noise_prompt import NoisePromptScaling
 from .policy import Policy
 from .reflect_dit import ReflectDiTSearch
-from .reflection_flow import OFFICIAL_OPTIONS, ReflectionFlow
+from .reflection_flow import EDITING, OFFICIAL_OPTIONS, ReflectionFlow
 
 POLICIES: dict[str, type[Policy]] = {p.name: p for p in (BestOfN, NoisePromptScaling, ReflectionFlow, ReflectDiTSearch)}
 
@@ -21,21 +22,24 @@ _OFFICIAL = {ReflectionFlow.name: (ReflectionFlow.official, OFFICIAL_OPTIONS), R
     ReflectDiTSearch.official, {})}
 
 
-def policy_for(name: str, pictures: int | None, own: str = ReflectionFlow.name) -> Policy:
+def policy_for(name: str, pictures: int | None, own: str = ReflectionFlow.name, edits: bool = False) -> Policy:
     """A policy for so many pictures. `own`: that of the model's paper, which `official` is as published.
 
-    UserError for a name that there is not, and for `official` of a model that corrects nothing.
+    `edits`: the model is an editor, the depth of whose pictures is bounded, in the official search too. UserError for
+    a name that there is not, and for `official` of a model that corrects nothing.
     """
     if name == OFFICIAL:
-        return _official(own)[0]()
+        policy = _official(own)[0]()
+        return replace(policy, max_depth=EDITING["max_depth"]) if edits else policy
     if name not in POLICIES:
         raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
-    return POLICIES[name].for_budget(pictures)
+    return POLICIES[name].for_budget(pictures, **(EDITING if edits and name == ReflectionFlow.name else {}))
 
 
-def official_options(own: str) -> dict[str, Any]:
-    """Options of the generator that go with `official`. UserError as of `policy_for`."""
-    return dict(_official(own)[1])
+def official_options(own: str, edits: bool = False) -> dict[str, Any]:
+    """Options of the generator that go with `official`; an editor has none. UserError as of `policy_for`."""
+    options = dict(_official(own)[1])
+    return {} if edits else options
 
 
 def _official(own: str) -> tuple[Callable[[], Policy], dict[str, Any]]:

@@ -29,7 +29,7 @@ from .header import refuse_secrets, versions_here
 from .noise_prompt import NoisePromptScaling
 from .policy import Draw, Judge, Policy, Refine, Reflect
 from .reflect_dit import ReflectDiTSearch
-from .reflection_flow import ReflectionFlow
+from .reflection_flow import EDITING, ReflectionFlow
 from .run import Run
 from .stepper import Stepper
 
@@ -52,6 +52,8 @@ class RunSoFar:
     context: int = 1
     """Pairs that the model is shown at most. With more than one, and one candidate a round, corrections are
     Reflect-DiT's."""
+    edits: bool = False
+    """The model is an editor, the depth of whose pictures is bounded."""
 
     def __repr__(self) -> str:
         # ComfyUI prints the inputs of a node that failed.
@@ -60,6 +62,10 @@ class RunSoFar:
     @property
     def in_context(self) -> bool:
         return self.context > 1 and self.candidates == 1
+
+    @property
+    def max_depth(self) -> int | None:
+        return EDITING["max_depth"] if self.edits else None
 
     def policy_drawn(self) -> Policy:
         """The policy that comes nearest to how the run was drawn, at its end: for the record's header."""
@@ -70,7 +76,7 @@ class RunSoFar:
             return ReflectDiTSearch(rounds + 1, self.context)
         if any(c.request.context for c in run.candidates):
             refined = any(c.request.original_prompt is not None for c in run.candidates)
-            return ReflectionFlow(max(len(run.in_round(0)), 1), n, rounds, refine=refined)
+            return ReflectionFlow(max(len(run.in_round(0)), 1), n, rounds, refine=refined, max_depth=self.max_depth)
         if any(c.request.original_prompt is not None for c in run.candidates):
             return NoisePromptScaling(n, rounds + 1)
         return BestOfN(max(len(run.candidates), 1))
@@ -93,7 +99,7 @@ def _corrections(so_far: RunSoFar, refine: bool = False) -> Policy:
     n = so_far.candidates
     if so_far.in_context and not refine:
         return ReflectDiTSearch(so_far.run.rounds + 1, so_far.context, early_stop=False)
-    return ReflectionFlow(n, n, so_far.run.rounds + 1, refine=refine, early_stop=False)
+    return ReflectionFlow(n, n, so_far.run.rounds + 1, refine=refine, early_stop=False, max_depth=so_far.max_depth)
 
 
 def _rewritten(so_far: RunSoFar) -> NoisePromptScaling:
@@ -134,8 +140,10 @@ def draw(so_far: RunSoFar | None, request: Request, candidates: int, generator: 
             model, fingerprint, settings = so_far.model, so_far.fingerprint, so_far.settings
         else:
             settings = {**so_far.settings, **settings}
-    context = so_far.context if so_far is not None and so_far.fingerprint else generator.max_context
-    after = RunSoFar(run, candidates, model, fingerprint, settings, context=max(context, 1))
+    known = so_far is not None and so_far.fingerprint
+    context = so_far.context if known else generator.max_context
+    edits = so_far.edits if known else getattr(generator, "edits", False)
+    after = RunSoFar(run, candidates, model, fingerprint, settings, context=max(context, 1), edits=edits)
     policy = BestOfN(run.chunk, early_stop=False) if so_far is None else next_policy(after)
     Stepper(run, policy, generator, None, on_event=on_event, whole=False).advance(Draw)
     if not run.unjudged:

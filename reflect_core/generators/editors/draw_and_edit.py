@@ -1,0 +1,93 @@
+"""Two models as one generator: one draws the first pictures, the other edits them.
+
+An editor was tuned for edits, and a model of the same size that was not may draw better first pictures; RAISE
+(2603.00483) has FLUX.1-dev for these and FLUX.1 Kontext for the edits. One request's size, steps and guidance hold for
+both, by default the drawing model's; a policy may have its own for corrections (`corrector_steps`,
+`corrector_guidance`). The two share no weights, also where they have equal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...types import Drawn, Generator, Request, StepCallback, UserError
+
+BASE = "base:"
+"""Before the names of the drawing model's parts."""
+
+
+class DrawAndEdit:
+    """Requests without context go to the drawer, those with one to the editor. See `Generator`."""
+
+    def __init__(self, drawer: Generator, editor: Generator) -> None:
+        """UserError if `editor` edits nothing."""
+        if not editor.max_context:
+            raise UserError("the second model corrects nothing; expected an editor, or a model with a corrector")
+        self.drawer, self.editor = drawer, editor
+        self.max_context = editor.max_context
+        self.edits = getattr(editor, "edits", False)
+        self.defaults = {**editor.defaults, **drawer.defaults}
+        self.places = _BothPlaces(drawer.places, editor.places)
+
+    @staticmethod
+    def load_base(base: Any, editor: str | Path, dtype: torch.dtype, device: str | torch.device,
+                  encoder_device: str | torch.device | None) -> Generator | None:
+        """The drawing model of an editor's option `base`, a bundled name or a folder; None for none. UserError.
+
+        `editor`: the folder that the option is of.
+        """
+        from ...presets.load import find_model, load_generator
+
+        if base is None:
+            return None
+        if not isinstance(base, (str, Path)):
+            raise UserError(f"option base is {base!r}; expected a model's name or folder")
+        if find_model(base).resolve() == Path(editor).resolve():
+            raise UserError(f"option base is {base}, the editor itself; expected another model; try it without")
+        extra = {} if encoder_device is None else {"encoder_device": encoder_device}
+        return load_generator(base, dtype=dtype, device=device, **extra)
+
+    @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        return {**self.editor.parts, **{BASE + name: part for name, part in self.drawer.parts.items()}}
+
+    @property
+    def companions(self) -> dict[str, list[torch.nn.Module]]:
+        return {**self.editor.companions, **{BASE + name: held for name, held in self.drawer.companions.items()}}
+
+    def evaluations(self, request: Request) -> int:
+        return (self.editor if request.context else self.drawer).evaluations(request)
+
+    def with_options(self, **changes: Any) -> DrawAndEdit:
+        """The same two with other options of the editor."""
+        return DrawAndEdit(self.drawer, self.editor.with_options(**changes))
+
+    def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
+        """First what is drawn, then what is edited; the results are in the order of the requests."""
+        drawn: list = [None] * len(requests)
+        for model, context in ((self.drawer, False), (self.editor, True)):
+            rows = [row for row, request in enumerate(requests) if bool(request.context) is context]
+            if rows:
+                for row, one in zip(rows, model.draw([requests[row] for row in rows], callback)):
+                    drawn[row] = one
+        return drawn
+
+
+class _BothPlaces:
+    """One memory manager for both, to whom the drawing model's parts have names of their own."""
+
+    def __init__(self, drawer: Any, editor: Any) -> None:
+        self.drawer, self.editor = drawer, editor
+
+    @property
+    def manager(self) -> Callable | None:
+        return self.editor.manager
+
+    @manager.setter
+    def manager(self, manager: Callable | None) -> None:
+        self.editor.manager = manager
+        self.drawer.manager = None if manager is None else lambda name, pixels: manager(BASE + name, pixels)

@@ -1,0 +1,253 @@
+"""What all editors share: requests to batches, noise, the way from noise to a picture, costs and previews.
+
+Diffusers' own pipelines compute where their first weight lies and want text encoder, autoencoder and transformer in one
+place. A memory manager or a small GPU does not have them there, so a picture is made in stages here, each part asked
+for before it is used (`Places`): texts, the flawed picture, all steps, the decoder. What comes out is what diffusers'
+pipeline of the family draws with the same seed and a CPU generator; tests compare the two.
+
+The flawed picture's latents stand behind the picture's own, as tokens without noise; after each step their part of what
+the transformer says is thrown away.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor, nn
+
+from ...presets.load import read_settings
+from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
+from ..flux_corrector.latents import request_noise, schedule, unpack
+from ..kept import Kept
+from ..memory import enough_memory
+from ..places import Places
+from ..preview import Previews
+from ..requests import check_request
+from ..rgb import as_rgb
+from .draw_and_edit import DrawAndEdit
+from .options import EditOptions, checked
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a batch needs besides noise and transformer, made by the other parts, on the CPU."""
+
+    calls: list[int]
+    """Each request's text-encoder calls."""
+    seen: int
+    """Pixels of a flawed picture, as the transformer sees it; 0 without."""
+    velocity_on: Callable[[torch.device | str], Velocity]
+    """The transformer with those inputs, on the device where it computes."""
+
+
+class Editor(ABC):
+    """See `Generator`. A family has its options and folders, `ready`, `evaluations`, `batch_of`, and its autoencoder's
+    scaling."""
+
+    max_context = 1
+    edits = True
+    """Its corrections are edits of a picture, and repeated edits drift: searches bound their depth (`EDITING`)."""
+    kind: ClassVar[type[EditOptions]]
+    check: ClassVar[Callable[..., Any]]
+    """UserError for a folder that is not whole, or of another family; reads no weights."""
+    load: ClassVar[Callable[..., dict[str, Any]]]
+    """(folder, dtype, device, encoder_device) -> what the constructor takes."""
+    free: ClassVar[frozenset[str]] = frozenset({"target", "keep", "max_words"})
+    """Options that can be changed once a model is loaded."""
+
+    def __init__(self, *, transformer: nn.Module, vae: Any, parts: dict[str, nn.Module], scheduler: Any, scale: int,
+                 options: EditOptions, defaults: dict[str, Any]) -> None:
+        """
+        Args:
+            vae: encodes pixels (B, 3, H, W) and decodes latents (B, C, h, w), as an `AutoencoderKL` does.
+            parts: every module with weights, by its diffusers name.
+            scale: pixels to one latent along a side.
+        """
+        self.transformer, self.vae, self.options, self.defaults = transformer, vae, options, defaults
+        self.parts, self.companions = parts, {}
+        self.places = Places(parts)
+        """Asked before a part is used; a memory manager sets `places.manager`."""
+        self.schedule_config = dict(scheduler.config)
+        self.patch = scale * 2
+        self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
+        self.previews = Previews(vae, scale, self.places)
+        self.seen = Kept(options.picture_cache)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
+                    device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
+                    base: str | Path | None = None, options: EditOptions | None = None, **changes: Any) -> Generator:
+        """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
+
+        Args:
+            lora: refused; an editor is a corrector by itself.
+            encoder_device: where the text encoders are kept; None: with the rest.
+            base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
+            options: all switches at once, instead of those in the folder's reflect.json.
+            changes: single switches, on top of either.
+
+        Raises UserError for a folder or option that cannot be used.
+        """
+        if lora is not None:
+            raise UserError(f"{lora}: an editor takes no corrector's LoRA; expected the editor's folder alone; try it "
+                            "without --lora, or FLUX.1-dev's folder with it")
+        defaults, settings = read_settings(path)
+        own_base = settings.pop("base", None)
+        options = checked(cls.kind, path, options, settings, changes)
+        cls.check(path)
+        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, device, encoder_device)
+        editor = cls(**cls.load(path, dtype, device, encoder_device), options=options, defaults=defaults)
+        return editor if drawer is None else DrawAndEdit(drawer, editor)
+
+    @abstractmethod
+    def evaluations(self, request: Request) -> int:
+        """Denoiser evaluations that drawing `request` costs: one a step and guidance branch."""
+
+    @abstractmethod
+    def ready(self, batch: Sequence[Request]) -> Ready:
+        """Texts and flawed pictures of requests that go together, encoded or found again."""
+
+    @abstractmethod
+    def batch_of(self, request: Request) -> tuple | None:
+        """What requests must have in common, besides size and steps, to go together; None: each goes alone."""
+
+    @abstractmethod
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents (B, C, h, w) as the transformer knows them."""
+
+    @abstractmethod
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The other way."""
+
+    @property
+    def most(self) -> int:
+        """Requests in one batch."""
+        return getattr(self.options, "max_batch", 1)
+
+    def with_options(self, **changes: Any) -> Editor:
+        """The same model, all its parts shared, with other options, of those in `free`. UserError for any other."""
+        if fixed := sorted(set(changes) - self.free):
+            raise UserError(f"the option {fixed[0]!r} cannot be changed once an editor is loaded; expected one of "
+                            f"{', '.join(sorted(self.free))}")
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
+
+    def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
+        """Draw every request; the results are in the order of the requests.
+
+        A picture is the same whatever it was batched with, up to fp32 rounding (1e-5), and to the last bit when the
+        same requests are drawn again. `callback` is called after each step of each batch and may raise to cancel.
+        """
+        for request in requests:
+            self._check(request)
+        drawn: list = [None] * len(requests)
+        for rows in self._batches(requests):
+            batch, start = [requests[row] for row in rows], time.perf_counter()
+            with torch.no_grad(), enough_memory():
+                latents, calls = self._sample(batch, callback)
+                pictures = self._decode(latents, batch[0])
+            seconds = (time.perf_counter() - start) / len(batch)
+            for row, request, picture, encoded in zip(rows, batch, pictures, calls):
+                drawn[row] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
+                                                 text_encoder_calls=encoded, seconds=seconds), self._notes(request))
+        return drawn
+
+    def draw_latents(self, requests: Sequence[Request]) -> list[Tensor]:
+        """As `draw`, but the final latent tokens (N, C) of each request, before the autoencoder."""
+        made: list = [None] * len(requests)
+        for rows in self._batches(requests):
+            with torch.no_grad(), enough_memory():
+                for row, latents in zip(rows, self._sample([requests[row] for row in rows], None)[0]):
+                    made[row] = latents
+        return made
+
+    def latents_of(self, picture: Picture, size: tuple[int, int]) -> Tensor:
+        """A flawed picture, brought to (width, height), as latents (1, C, h, w) on the CPU; they are kept."""
+        picture = as_rgb(picture)
+        key = (picture.size, size, hashlib.sha256(picture.tobytes()).digest())
+        return self.seen.get(key, lambda: self._encoded(picture, size))[0]
+
+    def _check(self, request: Request) -> None:
+        check_request(request, self.patch, self.max_context)
+        if request.steps < 2 and self.schedule_config.get("shift_terminal"):
+            raise UserError(f"steps is {request.steps}; expected 2 or more, for this model's schedule stretches from "
+                            "the first to the last")
+
+    def _encoded(self, picture: Picture, size: tuple[int, int]) -> Tensor:
+        width, height = size
+        pixels = self.processor.preprocess(self.processor.resize(picture, height, width), height, width)
+        device = self.places("vae", width * height)
+        latents = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
+        return self.scaled(latents).to("cpu", self.transformer.dtype)
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        groups: dict[tuple, list[int]] = {}
+        for row, r in enumerate(requests):
+            common = self.batch_of(r)
+            groups.setdefault((r.width, r.height, r.steps, (row,) if common is None else common), []).append(row)
+        return [rows[i:i + self.most] for rows in groups.values() for i in range(0, len(rows), self.most)]
+
+    def _sample(self, batch: Sequence[Request], callback: StepCallback | None) -> tuple[Tensor, list[int]]:
+        """Latent tokens (B, N, C) of requests that go together, and each one's text-encoder calls."""
+        first, dtype = batch[0], self.transformer.dtype
+        rows, columns = first.height // self.patch, first.width // self.patch
+        noise = [request_noise(r, self.transformer.config.in_channels // 4, rows, columns, dtype)[0] for r in batch]
+        # Everything that other parts make comes first, so that a memory manager loads each part once.
+        ready = self.ready(batch)
+        if callback is not None:
+            self.previews.prepare(first)
+        device = self.places("transformer", len(batch) * (first.width * first.height + ready.seen))
+        velocity_of, latents = ready.velocity_on(device), torch.cat(noise).to(device)
+        scheduler = schedule(self.schedule_config, first.steps, latents.shape[1], device)
+        for step, t in enumerate(scheduler.timesteps, start=1):
+            # diffusers rounds the 0..1000 time to the latents' dtype and only then divides.
+            velocity = velocity_of(latents, t.expand(len(batch)).to(dtype) / 1000)
+            before = latents
+            latents = scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
+            if callback is not None:
+                # Where the straight way from before the step leads to.
+                straight = partial(torch.sub, before, t / 1000 * velocity)
+                callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
+        return latents, ready.calls
+
+    def _notes(self, request: Request) -> tuple[str, ...]:
+        left = self.options.told(request).left_out
+        return (f"the instruction takes {self.options.max_words} words; left out: {' '.join(left)}",) if left else ()
+
+    def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
+        return self.previews.made(self._unpacked(latents, request), request, self._picture)
+
+    def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
+        """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
+        pixels = request.width * request.height
+        return [self._picture(row[None], self.places("vae", pixels)) for row in self._unpacked(latents, request)]
+
+    def _picture(self, latents: Tensor, device: torch.device | str) -> Picture:
+        image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
+        return self.processor.postprocess(image, output_type="pil")[0]
+
+    def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
+        """Tokens (B, N, C) to what the autoencoder decodes (B, C / 4, h, w)."""
+        return self.unscaled(unpack(latents, request.height // self.patch, request.width // self.patch))
+
+
+def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
+    """The (width, height) nearest to so many pixels with the proportions of `size`, as multiples of `multiple`."""
+    ratio = size[0] / size[1]
+    width = math.sqrt(area * ratio)
+    return tuple(max(multiple, round(side / multiple) * multiple) for side in (width, width / ratio))
