@@ -26,6 +26,7 @@ SEARCH_CODES = _exit_codes("the judge accepted a picture", "the search ended wit
                            "'reflect resume' goes on with the run")
 REPLAY_CODES = _exit_codes("every picture came out the same", "some picture came out differently", "nothing is lost")
 SHOW_CODES = _exit_codes("picture and page are written", None, "the record is not touched")
+DOCTOR_CODES = _exit_codes("what was looked at works", "something does not", "nothing is lost")
 BENCH_CODES = _exit_codes("measured", None, "of 'bench shapes' the same command does the rest")
 
 
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     _resume(commands)
     _replay(commands)
     _show(commands)
+    _doctor(commands)
     _bench(commands)
     return parser
 
@@ -134,6 +136,19 @@ def _show(commands) -> None:
     parser = _command(commands, "show", "look:show", "write a run's tree as a picture and as a web page", SHOW_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     parser.add_argument("--out", metavar="FOLDER", help="where tree.png and index.html go (default: into RUN)")
+    _output(parser)
+
+
+def _doctor(commands) -> None:
+    parser = _command(commands, "doctor", "doctor:doctor", "what is installed, what each published model still needs, "
+                      "and whether a judge answers properly", DOCTOR_CODES)
+    parser.add_argument("--models", action="append", metavar="FOLDER", dest="roots", help="where published models are "
+                        "looked for, as for 'reflect run'; may be repeated")
+    parser.add_argument("--judge", metavar="WHO", help="a judge to ask, as for 'reflect run'")
+    parser.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
+                        help="an option of that judge; may be repeated")
+    parser.add_argument("--prompt", default="a plain red picture", help="what it is asked about a red and a blue picture "
+                        "(default: %(default)s)")
     _output(parser)
 
 

@@ -8,6 +8,7 @@ notes, 7.1), and leaves out those that failed (7.2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,14 +99,20 @@ class Asker:
     def _ask(self, questions: Sequence[Question]) -> tuple[list[Answer], Cost]:
         if not questions:
             return [], Cost()
-        answers, hashes, cost = self.chat.ask(questions), {}, Cost()
+        with ThreadPoolExecutor(1) as beside:  # which takes as long as a server's answer, for large pictures
+            pending = beside.submit(_hashes, questions)
+            answers, cost = self.chat.ask(questions), Cost()
+            hashes = pending.result()
         for question, answer in zip(questions, answers, strict=True):
-            picture = question.picture
-            if picture is not None and id(picture) not in hashes:
-                hashes[id(picture)] = pixel_sha256(picture.convert("RGB"))
-            shown = () if picture is None else (hashes[id(picture)],)
+            shown = () if question.picture is None else (hashes[id(question.picture)],)
             cost += Cost(judge_calls=1, tokens=answer.tokens_in + answer.tokens_out)
             self.asked.append(Exchange(question.told(), shown, answer.text[:LONGEST_REPLY], answer.yes, answer.no,
                                        answer.tokens_in, answer.tokens_out, answer.attempts,
                                        round(answer.seconds, 3), answer.error))
         return answers, cost
+
+
+def _hashes(questions: Sequence[Question]) -> dict[int, str]:
+    """Of each picture, by its id: many questions may be about one."""
+    pictures = {id(question.picture): question.picture for question in questions if question.picture is not None}
+    return {key: pixel_sha256(picture.convert("RGB")) for key, picture in pictures.items()}
