@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_server import FakeServer
 
 from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
 
@@ -36,7 +37,10 @@ def test_every_workflow_loads_and_runs_on_a_page(frontend, renderer, tmp_path):
     arguments = [] if frontend == "pinned" else ["--front-end-root", str(FRONTEND)]
     shots = Path(os.environ.get("REFLECT_SHOTS", tmp_path / "shots")) / frontend
     environment = {**os.environ, "PLAYWRIGHT_CORE": str(PLAYWRIGHT), "CHROMIUM": CHROMIUM}
-    with Engine(COMFYUI, tmp_path / "base", *arguments) as engine:
+    # Never content in the first round: what a server says of a picture is then told to the model.
+    words = {"words": lambda document, red: "- Add a red circle." if "Add, Remove" in str(document) else None}
+    with Engine(COMFYUI, tmp_path / "base", *arguments) as engine, FakeServer(**words).running() as judge:
+        environment["JUDGE"] = judge.url
         command = ["node", str(ROOT / "tests/browser/check.mjs"), engine.url, str(ROOT / "workflows"), str(shots),
                    renderer]
         done = subprocess.run([*command, *NAMES], capture_output=True, text=True, env=environment, timeout=1500)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_server import FakeServer
 
 from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
 from reflect_core.bench.graphs import BUNDLED
@@ -17,10 +18,19 @@ def engine(tmp_path_factory):
         yield running
 
 
-def load(path):
-    """As shipped, but with the bundled model and its judge."""
+@pytest.fixture(scope="module")
+def judge():
+    with FakeServer(words=lambda document, red: "Add a red circle." if "Add, Remove" in str(document) else None
+                    ).running() as fake:
+        yield fake
+
+
+def load(path, judge):
+    """As shipped, but with the bundled model, its judge, and a server that is here."""
     graph = json.loads(path.read_text(encoding="utf-8"))
     for node in graph.values():
+        if node["class_type"] == "ReflectServerJudge":
+            node["inputs"]["address"] = judge.url
         if node["class_type"] in BUNDLED:
             name, bundled = BUNDLED[node["class_type"]]
             if node["inputs"][name] not in bundled:
@@ -29,8 +39,8 @@ def load(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_shipped_workflow_reaches_a_verdict_and_hands_on_pictures(engine, path):
-    graph = load(path)
+def test_a_shipped_workflow_reaches_a_verdict_and_hands_on_pictures(engine, judge, path):
+    graph = load(path, judge)
     done = engine.run(graph)
     assert done.error is None, done.error
     by_type = {node["class_type"]: done.outputs.get(id) for id, node in graph.items()}

@@ -5,14 +5,16 @@ const GROUPS = { sources: "#3f789e", loop: "#8a6d3b", result: "#3f7a4e" };
 
 const note = (text, height = 400) => ({ type: "MarkdownNote", widgets: { first: text }, height, title: "Read me" });
 
-// Note, model, judge and prompt.
-function sources(readme, { model = "shapes-flux", join = "the model's own", kind = "shapes", prompt = PROMPT } = {}) {
+// Note, model, judge and prompt. `server`: the judge is a language model behind one, with these widgets.
+function sources(readme, { model = "shapes-flux", join = "the model's own", kind = "shapes", prompt = PROMPT, server } = {}) {
+  const judge = server ? { type: "ReflectServerJudge", widgets: server, height: 400 }
+    : { type: "ReflectLoadJudge", widgets: { kind } };
   return {
     width: 360,
     nodes: {
       note: readme,
       model: { type: "ReflectLoadModel", widgets: { model, text_join: join } },
-      judge: { type: "ReflectLoadJudge", widgets: { kind } },
+      judge,
       prompt: { type: "PrimitiveStringMultiline", title: "Prompt", widgets: { value: prompt }, height: 140 },
     },
   };
@@ -39,7 +41,7 @@ const resultLinks = (from) => [
 // A loop wired from the nodes. reflect, refine: whether those two are in it.
 // No wire runs behind a node: `flow` goes above all, judge and prompt go below the sampler, each speaker stands lower than
 // the one before, and its run goes up to the controller.
-function loop(title, readme, { model, join, kind, prompt, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
+function loop(title, readme, { model, join, kind, prompt, server, seed = 0, candidates = 2, first = 0, rounds = 6, budget = 64,
                                reflect = true, refine = false, words = "", say = "replace", keep = "best" } = {}) {
   const speakers = {
     ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, top: 1160, height: 260 } } : {}),
@@ -66,7 +68,7 @@ function loop(title, readme, { model, join, kind, prompt, seed = 0, candidates =
   if (last !== "verifier") links.push([last, "run", "controller", "next_run"]);
   return {
     columns: [
-      sources(readme, { model, join, kind, prompt }),
+      sources(readme, { model, join, kind, prompt, server }),
       { width: 200, nodes: { start: { type: "ReflectLoopStart" } } },
       {
         width: 340,
@@ -109,18 +111,20 @@ Change **rounds** or **threshold** on the Loop Controller: rounds that were draw
   reflectionflow: loop("reflectionflow", note(`## ReflectionFlow (arXiv 2504.16080)
 
 FLUX.1-dev with the reflection-tuned corrector, in the shape of the published search: 32 pictures from noise, then 16
-rounds of two corrections, 28 steps, guidance 3.5. What differs from the published script: 28 steps also for the first 32
-(there 30); it stops at the first accepted picture; a correction that is worse than its parent is dropped; a picture from
-noise may be the answer; prompts are not rewritten. *official* in the all-in-one node has all of it as published, but
-needs a judge that rewrites prompts.
+rounds of two corrections with rewritten prompts, 28 steps, guidance 3.5. What differs from the published script: 28 steps
+also for the first 32 (there 30); it stops at the first accepted picture; a correction that is worse than its parent is
+dropped; a picture from noise may be the answer. *official* in the all-in-one node has all of it as published.
 
-**Needs** \`models/diffusers/FLUX.1-dev\` and \`models/loras/FLUX-Corrector\`; Load Reflective DiT says what is missing.
-With the model *shapes-flux* and the judge *shapes* the same workflow runs without a download.
+**Needs**
 
-**First** write in the **Reflector** what is to change. The judge *none* scores nothing: the two pictures that are
-corrected are the first two, and all rounds are drawn. Without words nothing is corrected: all 64 pictures come from
-noise.`, 660),
-    { model: "flux-corrector", join: "search", kind: "none", candidates: 2, first: 32, rounds: 17, budget: 64, keep: "last" }),
+1. \`models/diffusers/FLUX.1-dev\` and \`models/loras/FLUX-Corrector\`; Load Reflective DiT says what is missing. FLUX in
+   single files, also fp8 and GGUF: **Load FLUX Files** in its place.
+2. A judge: a language model that sees pictures, on a server such as LM Studio, Ollama or llama.cpp. Put its **address**
+   and **model** into Load Judge (server). Or **Load Judge (language model)** in its place, with a folder of your own.
+
+With the model *shapes-flux* and **Load Judge** with *shapes* the same workflow runs without a download.`, 760),
+    { model: "flux-corrector", join: "search", server: { ask: "checks", reflect: "edits" }, candidates: 2, first: 32, rounds: 17,
+      budget: 64, refine: true, prompt: "a cat asleep left of two red mugs on a wooden table" }),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 
@@ -130,8 +134,9 @@ the feedback on them in view, until the judge accepts one. *shapes-sana* comes w
 **The paper's setup** has the same search with SANA 1.6B at its own 1024 pixels, 20 steps and guidance 4.5:
 
 1. Choose the model *reflect-dit*. Load Reflective DiT says what is missing.
-2. Choose the judge *none*, and write in the **Reflector** what is to change.
-3. The paper's answer is the first accepted picture, else the last: set **keep** to *last*. Here it is the best.`, 480),
+2. Put **Load Judge (language model)** in the judge's place: the paper's own with *ask* and *reflect* at *released*, or any
+   other with *reflect* at *sentence*. Or **Load Judge (server)**.
+3. The paper's answer is the first accepted picture, else the last: set **keep** to *last*. Here it is the best.`, 520),
     { model: "shapes-sana", candidates: 1, rounds: 20, budget: 20 }),
 
   best_of_n: loop("best_of_n", note(`## Best of n
