@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserErro
 from ..memory import enough_memory
 from ..places import Places
 from ..preview import Previews
+from ..quantise import check_quantise
 from ..requests import check_request
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
@@ -77,11 +78,12 @@ class FluxCorrector:
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
                     encoder_device: str | torch.device | None = None,
-                    options: CorrectorOptions | None = None, **changes: Any) -> FluxCorrector:
-        """Load a model folder, without network. What is wrong is said before any weight of the model is read.
+                    options: CorrectorOptions | None = None, parts: Mapping[str, str | Path] | None = None,
+                    quantise: str = "none", **changes: Any) -> FluxCorrector:
+        """Load a model folder or single files, without network. What is wrong is said before any weight is read.
 
         Args:
-            path: a folder in diffusers layout, see `folder.py`.
+            path: a folder in diffusers layout, see `folder.py`, or a single file, see `sources.py`.
             lora: the corrector's weights, as a file, a folder or loaded. What a reflect.json beside the file
                 says of the options it was trained with comes on top of the model's own. None: the folder's
                 LoRA, if it has one; without any the generator draws plain pictures only (`max_context` is
@@ -90,6 +92,8 @@ class FluxCorrector:
             encoder_device: where the text encoders are kept; None: with the rest. FLUX.1-dev's take 10 GB in
                 bf16 and are needed only once a text, so "cpu" spares a GPU that much.
             options: all switches at once, instead of those in the folder's reflect.json.
+            parts: components that come from elsewhere, by name, each a folder or a single file.
+            quantise: fewer bits for transformer and T5, see `generators/quantise.py`.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, LoRA or option that cannot be used.
@@ -104,7 +108,8 @@ class FluxCorrector:
             raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or CorrectorOptions(), **settings)
-        outlines = load_outlines(path)
+        check_quantise(quantise)
+        outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])
         lora = folder_lora(path) if lora is None else lora
         if isinstance(lora, ConditionLora):
@@ -112,10 +117,10 @@ class FluxCorrector:
             lora = copy.deepcopy(lora)
         elif lora is not None:
             lora = ConditionLora.load(lora, outlines["transformer"])
-        parts = load_components(path, dtype, device, encoder_device)
+        loaded = load_components(path, dtype, device, encoder_device, parts, quantise)
         if lora is not None:
             lora = lora.to(device, dtype).requires_grad_(False)
-        return cls(**parts, lora=lora, options=options, defaults=defaults)
+        return cls(**loaded, lora=lora, options=options, defaults=defaults)
 
     def with_options(self, **changes: Any) -> FluxCorrector:
         """The same model, its weights and encoders shared, with other options, of those that no encoder has to do
@@ -185,7 +190,7 @@ class FluxCorrector:
         """Latent tokens (B, N, C) of requests that go together, and each one's text-encoder calls."""
         first, model = batch[0], self.transformer
         rows, columns = first.height // self.patch, first.width // self.patch
-        dtype = model.x_embedder.weight.dtype
+        dtype = model.dtype  # of what it computes in: packed weights are of another
         pairs = [request_noise(r, model.config.in_channels // 4, rows, columns, dtype) for r in batch]
         # Everything that other parts make comes first, so that a memory manager loads each part once.
         options, scale = self.options, self.options.true_cfg_scale

@@ -58,8 +58,8 @@ class LoraDeltas:
 
     @classmethod
     def of(cls, lora: ConditionLora, transformer: nn.Module) -> LoraDeltas:
-        """In the dtype of the transformer's weights; differentiable."""
-        dtype = transformer.x_embedder.weight.dtype
+        """In the dtype that the transformer computes in; differentiable."""
+        dtype = transformer.dtype
         return cls(lora.delta("x_embedder", dtype),
                    tuple(DoubleDeltas.of(lora, f"transformer_blocks.{i}", dtype)
                          for i in range(len(transformer.transformer_blocks))),
