@@ -32,7 +32,7 @@ def write_base(folder: Path, **changes) -> Path:
     clip = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(words), hidden_size=64, intermediate_size=37, num_hidden_layers=2, num_attention_heads=1,
         max_position_embeddings=TEXT_LENGTH, projection_dim=64, bos_token_id=0, eos_token_id=2, pad_token_id=1))
-    t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=2,
+    t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2,
                                  feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False))
     vae = AutoencoderKL(
         latent_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1,

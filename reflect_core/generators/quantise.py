@@ -18,12 +18,13 @@ WAYS = ("none", "fp8", "int8", "nf4", "torchao-int8")
 PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torchao"}
 WHILE_LOADING = ("int8", "nf4")
 """These are given to the library that loads; the others follow when a part is loaded."""
+NEED_GPU = WHILE_LOADING
 # T5's `wo` is asked for its dtype before it is used, so it must not lie in fp8; embeddings are looked up, not applied.
 _T5_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
 
 
-def check_quantise(quantise: str) -> None:
-    """UserError, before anything is loaded, unless it is a way that can be gone here."""
+def check_quantise(quantise: str, device: str | torch.device = "cpu") -> None:
+    """UserError, before anything is loaded, unless it is a way that can be gone on this device."""
     if quantise not in WAYS:
         raise UserError(f"option quantise is {quantise!r}; expected one of {', '.join(WAYS)}")
     package = PACKAGES.get(quantise)
@@ -38,6 +39,9 @@ def check_quantise(quantise: str) -> None:
         raise UserError(f"option quantise is {quantise!r}, for which the package {name!r} is needed and "
                         f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
                         "or quantise=fp8, which needs none") from error
+    if quantise in NEED_GPU and torch.device(device).type == "cpu":
+        raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
+                        "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
 
 
 def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
@@ -63,6 +67,29 @@ def quantised(part: nn.Module, quantise: str, dtype: torch.dtype) -> nn.Module:
 
         quantize_(part, Int8WeightOnlyConfig())
     return part
+
+
+def swapped(part: nn.Module, quantise: str, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """A loaded part with bitsandbytes' layers in place of its linear ones, on a device; in place.
+
+    For what does not come from a folder: the libraries' loaders of single files take only what is quantised already.
+    """
+    import bitsandbytes as bnb
+
+    for name, layer in list(part.named_modules()):
+        if type(layer) is not nn.Linear:
+            continue
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        weight = layer.weight.data.cpu()
+        if quantise == "nf4":
+            new = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4", device="meta")
+            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+        else:
+            new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
+            new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        new.bias = layer.bias
+        part.set_submodule(name, new.to(device))
+    return part.to(device)
 
 
 def cast_storage(part: nn.Module, dtype: torch.dtype) -> None:

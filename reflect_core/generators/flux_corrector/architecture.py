@@ -81,8 +81,9 @@ def parts_in(file: WeightFile) -> dict[str, dict[str, Piece]]:
     return found
 
 
-def what_lora(keys: Iterable[str]) -> str:
-    """What kind of LoRA a file with these keys is, for somebody who expects a corrector's; '' if nobody knows."""
+def what_lora(keys: Iterable[str]) -> tuple[str, str] | None:
+    """(key that tells, what kind of LoRA a file with these keys is), for somebody who expects a corrector's; None if
+    no key tells."""
     keys = list(keys)
     for pattern, said in (
             (r".*(to_qkv_mlp_proj|double_stream_modulation|single_stream_modulation|ff\.linear_in)", "is of FLUX.2"),
@@ -92,9 +93,10 @@ def what_lora(keys: Iterable[str]) -> str:
             (r".*(blocks\.\d+\.(self_attn|cross_attn)\.)", "is of Wan or another video model"),
             (r"(diffusion_model\.|.*double_blocks\.)", "has the names of FLUX's authors"),
             (r".*transformer_blocks\.\d+\.attn2\.", "is of SANA or PixArt")):
-        if any(re.match(pattern, key) for key in keys):
-            return said
-    return ""
+        for key in keys:
+            if re.match(pattern, key):
+                return key, said
+    return None
 
 
 def _taken(name: str, file: WeightFile, prefix: str) -> dict[str, Piece]:

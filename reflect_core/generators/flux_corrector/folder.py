@@ -43,7 +43,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         encoder_device: where the two text encoders go; None: `device`, like the rest.
         quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`.
     """
-    check_quantise(quantise)
+    check_quantise(quantise, device)
     sources, loaded = find_sources(folder, parts), {}
     with quiet(), enough_memory():
         for name in COMPONENTS:

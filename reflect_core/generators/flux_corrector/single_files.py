@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...types import UserError
 from ...weight_file import WeightFile
 from ..loading import check_info, class_of, dtype_word, wrapped
-from ..quantise import WHILE_LOADING, cast_storage, loading_config, quantised
+from ..quantise import WHILE_LOADING, cast_storage, loading_config, quantised, swapped
 from .architecture import missing_said, parts_in
 from .configs import DEV_SCHEDULER, SCHNELL_SCHEDULER, clip_config, t5_config, transformer_config, vae_config
 from .original_names import Piece, shapes_of
@@ -103,12 +103,8 @@ def load_file_part(part: FilePart, dtype: torch.dtype, device: str | torch.devic
         model = _from_single_file(part, state, dtype)
     elif part.is_packed:
         model = _packed_transformer(part, dtype, device, quantise)
-    elif quantise in WHILE_LOADING:
-        state = {name: part.tensor(name, dtype) for name in part.pieces}
-        config = loading_config(quantise, "diffusers", dtype, device)["quantization_config"]
-        model = _from_single_file(part, state, dtype, quantization_config=config, device=str(device))
     else:
-        model = _plain_transformer(part, dtype, quantise)
+        model = _plain_transformer(part, dtype, device, quantise)
     unread = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if unread:
         raise UserError(missing_said(part.path, unread, []))
@@ -124,13 +120,16 @@ def make_scheduler(transformer: dict[str, Any]) -> Any:
     return FlowMatchEulerDiscreteScheduler(**(DEV_SCHEDULER if transformer["guidance_embeds"] else SCHNELL_SCHEDULER))
 
 
-def _plain_transformer(part: FilePart, dtype: torch.dtype, quantise: str) -> nn.Module:
+def _plain_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str) -> nn.Module:
     model = nn.Module.to(outline(part), dtype)  # diffusers' own `to` has advice about modules to keep in fp32
     if quantise == "fp8":
         # Before the weights: the outline then says of each in which dtype it is to lie.
         cast_storage(model, dtype)
     kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    model.load_state_dict({name: part.tensor(name, kinds[name]) for name in part.pieces}, assign=True)
+    # By way of `dtype`, as it goes from a folder: rounding twice is not the same as rounding once.
+    model.load_state_dict({name: part.tensor(name, dtype).to(kinds[name]) for name in part.pieces}, assign=True)
+    if quantise in WHILE_LOADING:
+        return swapped(model, quantise, dtype, device)
     return model if quantise == "fp8" else quantised(model, quantise, dtype)
 
 
