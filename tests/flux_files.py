@@ -35,11 +35,11 @@ def write_base(folder: Path, **changes) -> Path:
     t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2,
                                  feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False))
     vae = AutoencoderKL(
-        latent_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1,
+        latent_channels=16, block_out_channels=(32, 64, 64), layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159)
-    sizes = dict(attention_head_dim=32, num_attention_heads=2, joint_attention_dim=64, pooled_projection_dim=64,
-                 axes_dims_rope=(4, 14, 14))
+    sizes = dict(in_channels=64, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=64,
+                 pooled_projection_dim=64, axes_dims_rope=(4, 14, 14))
     transformer = tiny_transformer(**sizes | changes)
     random = torch.Generator().manual_seed(9)
     for name, weight in transformer.named_parameters():  # norms are all ones else, and could be mistaken for each other

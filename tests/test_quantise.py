@@ -49,7 +49,8 @@ def test_folder_and_files_agree_and_are_near_the_whole_weights(base, files, quan
     folder, single = both_ways(base, files, quantise, dtype=dtype)
     plain = FluxCorrector.from_folder(base, dtype=dtype)
     for a, b, whole in zip(drawn(folder)[1:], drawn(single)[1:], drawn(plain)[1:], strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+        # bitsandbytes multiplies in bf16 on a CPU, whatever the dtype.
+        np.testing.assert_allclose(a, b, atol=5e-2 if dtype == torch.bfloat16 or quantise == "nf4" else 1e-5)
         assert not np.array_equal(a, whole), "the weights were rounded"
         assert np.linalg.norm(a - whole) / np.linalg.norm(whole) < 0.3
     for made in (folder, single):
@@ -59,7 +60,11 @@ def test_folder_and_files_agree_and_are_near_the_whole_weights(base, files, quan
 @pytest.mark.parametrize("quantise, held", [("fp8", FP8), ("nf4", torch.uint8), ("int8", torch.int8)])
 def test_transformer_and_t5_are_packed_and_the_rest_is_not(base, files, quantise, held, needs):
     needs(quantise)
-    for made in both_ways(base, files, quantise):
+    folder, single = both_ways(base, files, quantise)
+    for name in ("transformer", "text_encoder_2"):
+        theirs = dict(single.parts[name].named_parameters())
+        assert all(torch.equal(p.data, theirs[key].data) for key, p in folder.parts[name].named_parameters()), name
+    for made in (folder, single):
         transformer, t5 = made.transformer, made.parts["text_encoder_2"]
         assert transformer.transformer_blocks[0].attn.to_q.weight.dtype == held
         assert transformer.single_transformer_blocks[1].proj_out.weight.dtype == held
