@@ -63,6 +63,11 @@ def read_safetensors(path: str | Path) -> tuple[dict, dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
+def is_weight_file(path: str | Path) -> bool:
+    """Whether a path looks like a single file of weights, be it there or not, or one that somebody takes for it."""
+    return Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES)
+
+
 def read_json(path: Path, why: str) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError; `why` says what the file is for when it is missing."""
     if not path.is_file():

@@ -123,11 +123,6 @@ class WeightFile:
             self.kinds[name] = tensor.tensor_type.name
 
 
-def is_weight_file(path: str | Path) -> bool:
-    """Whether a path looks like a single file of weights, be it there or not, or one that somebody takes for it."""
-    return Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES)
-
-
 def _picked(tensor: Tensor, rows: Rows) -> Tensor:
     return _joined([tensor[start:end] for start, end in rows]) if rows else tensor
 

@@ -30,7 +30,7 @@ def test_every_setting_of_every_policy_is_explained():
 
 def test_every_option_of_both_families_is_explained():
     # Where the text encoders are kept is an argument of its own of `from_folder`.
-    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device"}
+    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "quantise"}
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
     assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...model_files import check_component, check_model_folder, read_json
+from ...model_files import check_component, check_model_folder, is_weight_file, read_json
 from ...types import UserError
-from ...weight_file import is_weight_file
 from .configs import check_together
 from .single_files import FilePart, file_parts
 

@@ -69,7 +69,7 @@ class ReflectDiT:
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", options: ReflectOptions | None = None,
-                    **changes: Any) -> ReflectDiT:
+                    vision: str | Path | None = None, **changes: Any) -> ReflectDiT:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
         Args:
@@ -77,6 +77,7 @@ class ReflectDiT:
             lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer. The options in its
                 reflect.json go on top of the model's.
             options: all switches at once, instead of those in the folder's reflect.json.
+            vision: the folder of the picture encoder, where it lies with neither.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
@@ -90,11 +91,11 @@ class ReflectDiT:
             raise UserError(f"{path}: Reflect-DiT has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or ReflectOptions(), **settings)
-        place = check_folder(path, lora)[1]
+        place = check_folder(path, lora, vision)[1]
         if place is not None:
-            seen = vision_config(vision_folder(Path(path), place))
+            seen = vision_config(vision or vision_folder(Path(path), place))
             pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
-        return cls(**load_components(path, lora, dtype, device), options=options, defaults=defaults)
+        return cls(**load_components(path, lora, dtype, device, vision), options=options, defaults=defaults)
 
     def with_options(self, **changes: Any) -> ReflectDiT:
         """The same model with another `see`; it shares everything, what is kept of texts and pictures too.
