@@ -53,8 +53,8 @@ def comfyui(folder, base, files, extra=False):
     shutil.copytree(base / "tokenizer", root / "comfy" / "sd1_tokenizer")
     shutil.copytree(base / "tokenizer_2", root / "comfy" / "text_encoders" / "t5_tokenizer")
     if extra:
-        (root / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {models}\n  unet: unet\n  clip: |\n    clip\n"
-                                                     "    nowhere\n  vae: VAE\n  loras: lora\n")
+        (root / "extra_model_paths.yaml").write_text(
+            f"mine:\n  base_path: {models}\n  unet: unet\n  clip: |\n    clip\n    no\n  vae: VAE\n  loras: lora\n")
     return root
 
 

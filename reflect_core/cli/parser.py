@@ -27,10 +27,11 @@ SEARCH_CODES = _exit_codes("the judge accepted a picture", "the search ended wit
                            "'reflect resume' goes on with the run")
 REPLAY_CODES = _exit_codes("every picture came out the same", "some picture came out differently", "nothing is lost")
 SHOW_CODES = _exit_codes("picture and page are written", None, "the record is not touched")
-DOWNLOAD_CODES = _exit_codes("all is here", "nobody said yes", "the same command goes on where it was")
-DOWNLOAD_HELP = """Files, sizes and licences are shown first, and you are asked. An interrupted download goes on where
-it was. HF_HOME, HF_ENDPOINT (a mirror), HF_HUB_OFFLINE and the login of 'hf auth login' hold as ever; FLUX.1-dev is
-given to those who have accepted its licence on its page."""
+DOWNLOAD_CODES = _exit_codes("all is here", "nobody said yes", "the same command fetches what is still missing")
+DOWNLOAD_HELP = """Files, sizes and licences are shown first, and you are asked. A connection that breaks is taken up
+where it was; after an interruption the same command fetches the files that are not whole yet.
+HF_HOME, HF_ENDPOINT (a mirror), HF_HUB_OFFLINE and the login of 'hf auth login' hold as ever; FLUX.1-dev is given to
+those who have accepted its licence on its page."""
 BENCH_CODES = _exit_codes("measured", None, "of 'bench shapes' the same command does the rest")
 
 

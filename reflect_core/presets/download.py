@@ -1,7 +1,7 @@
 """Fetch a published set from the Hugging Face hub: what is needed of it, when somebody says so, and resumed.
 
-All is huggingface_hub's own public API, so that HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, a login and its way of going on
-with half a file hold here as everywhere. Nothing else in the library downloads.
+All is huggingface_hub's own public API, so that HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, a login and its way of taking
+up a broken connection hold here as everywhere. Nothing else in the library downloads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Share:
 
     source: Source
     revision: str
-    """The commit of which all of them are."""
+    """The commit of which they are."""
     files: dict[str, int]
     """Name in the repository -> bytes."""
     licence: str
@@ -85,7 +85,7 @@ def check_room(shares: list[Share]) -> None:
 
 
 def fetch(share: Share, quiet: bool = False) -> Path:
-    """Download a share, going on where an earlier attempt was; returns its folder.
+    """Download a share, without the files of it that an earlier attempt has fetched; returns its folder.
 
     Raises UserError if the connection fails for good; what is there is kept, and the next call goes on with it.
     """
@@ -104,8 +104,8 @@ def fetch(share: Share, quiet: bool = False) -> Path:
         how["local_dir"] = str(halfway)
     try:
         with _said(source):
-            folder = Path(snapshot_download(source.repository, revision=share.revision,
-                                            allow_patterns=_patterns(source), **how))
+            # No revision: the cache would keep no note of what 'main' is, and nobody would find it by its name.
+            folder = Path(snapshot_download(source.repository, allow_patterns=_patterns(source), **how))
     finally:
         if quiet and shown:
             enable_progress_bars()
@@ -155,6 +155,10 @@ def _in_cache(share: Share) -> int:
                if isinstance(try_to_load_from_cache(share.source.repository, name, revision=share.revision), str))
 
 
+_NETWORK = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub", "hf_xet")
+"""Modules whose errors are the network's; httpx2 is one of them."""
+
+
 @contextmanager
 def _said(source: Source) -> Iterator[None]:
     """What goes wrong between here and the hub, in one line with its cure."""
@@ -183,7 +187,7 @@ def _said(source: Source) -> Iterator[None]:
                         "kept; try the same command again, which goes on with it, or a mirror with HF_ENDPOINT"
                         ) from error
     except Exception as error:  # of the library that huggingface_hub asks the network with, whichever it is
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub"):
+        if isinstance(error, UserError) or not type(error).__module__.startswith(_NETWORK):
             raise
         raise UserError(f"{source.repository}: the download stopped ({type(error).__name__}); what is there is kept; "
                         "try the same command again, which goes on with it, or a mirror with HF_ENDPOINT") from error
