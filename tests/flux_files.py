@@ -23,16 +23,17 @@ CHECKPOINT = {"transformer": "model.diffusion_model.", "vae": "vae.",
 """Prefixes of ComfyUI's all-in-one checkpoints."""
 
 
-def write_base(folder: Path, **changes) -> Path:
+def write_base(folder: Path, real_words: bool = False, **changes) -> Path:
     """A whole model as a folder, of FLUX.1's kind in all that no shape tells: CLIP's end mark and heads, the
-    autoencoder's groups, scale and shift."""
+    autoencoder's groups, scale and shift. `real_words`: with room for all of CLIP's and T5's."""
     words = write_word_tokenizer(folder / "tokenizer", [WORDS], "clip", max_length=TEXT_LENGTH)
     words_2 = write_word_tokenizer(folder / "tokenizer_2", [WORDS], "t5", max_length=TEXT_LENGTH)
     torch.manual_seed(5)
+    sizes = (49408, 77, 32128) if real_words else (len(words), TEXT_LENGTH, len(words_2))
     clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=37, num_hidden_layers=2, num_attention_heads=1,
-        max_position_embeddings=TEXT_LENGTH, projection_dim=64, bos_token_id=0, eos_token_id=2, pad_token_id=1))
-    t5 = T5EncoderModel(T5Config(vocab_size=len(words_2), d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2,
+        vocab_size=sizes[0], hidden_size=64, intermediate_size=37, num_hidden_layers=2, num_attention_heads=1,
+        max_position_embeddings=sizes[1], projection_dim=64, bos_token_id=0, eos_token_id=2, pad_token_id=1))
+    t5 = T5EncoderModel(T5Config(vocab_size=sizes[2], d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2,
                                  feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False))
     vae = AutoencoderKL(
         latent_channels=16, block_out_channels=(32, 64, 64), layers_per_block=1,

@@ -138,6 +138,14 @@ class ModelChoice:
         if self.lora is not None:
             yield from (("lora/" + path.name, path) for path in self.lora_files())
 
+    def files(self, component: str | None = None) -> list[Path]:
+        """All that is read, or the weights of one component."""
+        if component is None:
+            settings = self.folder / "reflect.json"
+            return [path for _, path in self._files()] + ([settings] if settings.is_file() else [])
+        where = self.parts.get(component, self.folder if self.folder.is_file() else self.folder / component)
+        return [path for path in part_files(component, where) if path.suffix != ".json"]
+
     def lora_files(self) -> list[Path]:
         """What is read of the corrector's weights: a file, those of a folder, or a whole checkpoint with its config."""
         if self.lora is None or not self.lora.is_dir():

@@ -31,6 +31,10 @@ _NOT_DEV = re.compile(r"kontext|fill|canny|depth|redux|krea|lora", re.IGNORECASE
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+class NotHere(UserError):
+    """The weights of a published set are not on this machine, or not all of them."""
+
+
 @dataclass(frozen=True)
 class Located:
     """What loads a model."""
@@ -93,9 +97,9 @@ def _published(name: str, wanted: Published, roots: Roots, lora: Path | None) ->
         missing.insert(0, wanted.base)
     if missing:
         looked = ", ".join(map(str, roots.named)) or f"no folder, as neither --models nor {VARIABLE} names one"
-        raise UserError(f"the weights of {name!r} are not all here; missing: "
-                        f"{'; and '.join(f'{part.said} ({part.size}; {part.licence})' for part in missing)}; looked in "
-                        f"{looked}, and in the Hugging Face cache; try 'reflect download {name}', --models with the "
+        raise NotHere(f"the weights of {name!r} are not all here; missing: "
+                      f"{'; and '.join(f'{part.said} ({part.size}; {part.licence})' for part in missing)}; looked in "
+                      f"{looked}, and in the Hugging Face cache; try 'reflect download {name}', --models with the "
                         f"folder of your ComfyUI, or the model {wanted.small!r}, which comes with the pack")
     return Located(base, lora, parts) if files is None else Located(files.path, lora, files.parts)
 
@@ -116,18 +120,24 @@ def _corrector(wanted: Published, roots: Roots) -> Path | None:
     return _first(roots, ("loras",), _CORRECTOR) if wanted.family == "FluxPipeline" else None
 
 
-def _flux_files(roots: Roots) -> Located | None:
-    """FLUX.1-dev from single files, or None where one is missing; tokenizers as ComfyUI carries them."""
+def flux_parts(roots: Roots) -> dict[str, Path]:
+    """What there is of FLUX.1-dev in single files, by component; tokenizers as ComfyUI carries them."""
     found = {name: _first(roots, *where) for name, where in _FILES.items()}
     found |= {name: roots.tokenizer(name) for name in ("tokenizer", "tokenizer_2")}
-    whole = _first(roots, ("checkpoints",), ("flux1-dev*.safetensors",))
-    if found["transformer"] is None and whole is not None:
-        # An all-in-one checkpoint: it brings the rest.
-        return None if None in (found["tokenizer"], found["tokenizer_2"]) else Located(
-            whole, parts={name: found[name] for name in ("tokenizer", "tokenizer_2")})
-    if any(path is None for path in found.values()):
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _flux_files(roots: Roots) -> Located | None:
+    """FLUX.1-dev from single files, or None where one is missing."""
+    found = flux_parts(roots)
+    tokenizers = {name: found[name] for name in ("tokenizer", "tokenizer_2") if name in found}
+    if len(tokenizers) < 2:
         return None
-    return Located(found["transformer"], parts={n: path for n, path in found.items() if n != "transformer"})
+    transformer = found.pop("transformer", None)
+    if transformer is None:  # an all-in-one checkpoint brings the rest
+        whole = _first(roots, ("checkpoints",), ("flux1-dev*.safetensors",))
+        return None if whole is None else Located(whole, parts=tokenizers)
+    return Located(transformer, parts=found) if len(found) == 5 else None
 
 
 def _first(roots: Roots, kinds: tuple[str, ...], patterns: tuple[str, ...]) -> Path | None:

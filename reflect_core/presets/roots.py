@@ -40,6 +40,14 @@ class Roots:
                 raise UserError(f"{root}: no such folder; expected one with models, such as ComfyUI's, or an "
                                 f"extra_model_paths.yaml; try to check --models and the variable {VARIABLE}")
 
+    @classmethod
+    def of(cls, places: dict[str, list[Path]], installation: Path) -> Roots:
+        """What a running ComfyUI says of itself: its folders by their kinds, and where it is."""
+        roots = cls()
+        roots._places |= places
+        roots._installations.append(installation)
+        return roots
+
     def places(self, kind: str) -> list[Path]:
         """The folders that there are for a kind of model, in the order in which they were named."""
         return [place for place in dict.fromkeys(self._places[kind]) if place.is_dir()]
