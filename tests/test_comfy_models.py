@@ -123,7 +123,7 @@ def test_single_files_in_fp8(engine, offload):
 @pytest.mark.parametrize("changes, said", [
     ({"transformer": "not-flux.safetensors"}, "not-flux.safetensors: holds vae"),
     ({"text_encoder_2": "clip_l.safetensors"}, "holds text_encoder; expected text_encoder_2"),
-    ({"vae": "../vae/ae.safetensors"}, "not in")])
+    ({"vae": "../vae/ae.safetensors"}, "there is no file")])
 def test_files_that_are_something_else(engine, changes, said):
     graph = loop(model={"class_type": "ReflectLoadFiles", "inputs": CHOSEN | changes})
     assert said in json.dumps(engine.run(graph).error)

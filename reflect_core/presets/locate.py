@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..model_files import is_weight_file
 from ..types import UserError
-from .load import find_bundled, preset_names
-from .published import PUBLISHED, Published, Source, find_source, published_names
+from .load import FAMILIES, find_bundled, preset_names
+from .published import PUBLISHED, Published, Source, find_source, how_to_get, published_names
 from .roots import VARIABLE, Roots
 
 _FILES = {
@@ -84,6 +84,8 @@ def _names() -> str:
 
 
 def _published(name: str, wanted: Published, roots: Roots, lora: Path | None) -> Located:
+    if wanted.family not in FAMILIES:
+        raise NotHere(how_to_get(name, Path("models")))
     files: Located | None = None
     base = _source(wanted.base, roots)
     if base is None and wanted.family == "FluxPipeline":

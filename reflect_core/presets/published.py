@@ -82,35 +82,9 @@ def published_names() -> list[str]:
     return sorted(PUBLISHED)
 
 
-def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None) -> tuple[Path, Path] | None:
-    """(base folder, corrector's file, or its folder where that has a config) of a set below some of the folders, or
-    None where a part is missing.
-
-    None, too, for a family that there is no generator of yet. `own_lora` takes the place of the published
-    corrector, which then need not be there.
-    """
-    wanted = published_set(name)
-    if wanted.family not in FAMILIES:
-        return None
-    base = find_source(wanted.base, roots)
-    if base is None:
-        return None
-    if any(find_source(other, roots) is None for other in wanted.others):
-        return None
-    corrector = Path(own_lora) if own_lora else find_corrector(wanted, roots)
-    if corrector is None or not corrector.is_file():
-        return None
-    return base, corrector.parent if corrector.name == "config.json" else corrector
-
-
 def find_source(source: Source, roots: Sequence[Path]) -> Path | None:
     """The folder of a source below one of the folders."""
     return next((root / source.name for root in roots if (root / source.name / source.file).is_file()), None)
-
-
-def find_corrector(wanted: Published, roots: Sequence[Path]) -> Path | None:
-    folder = find_source(wanted.corrector, roots)
-    return None if folder is None else folder / wanted.corrector.file
 
 
 def how_to_get(name: str, models: Path) -> str:
