@@ -1,5 +1,6 @@
 """FLUX in GGUF: the numbers that its packed matrices stand for, and the errors of a file that is cut short."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,8 @@ from reflect_core.types import UserError
 from reflect_core.weight_file import WeightFile
 
 gguf = pytest.importorskip("gguf")
+packed_here = pytest.mark.skipif(tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 35),
+                                 reason="diffusers before 0.35 reads no transformer in GGUF that it has not converted")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,7 @@ def save(tensors, path):
     return path
 
 
+@packed_here
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_a_transformer_draws_as_the_unpacked_weights_do(base, files, tmp_path, kind):
     meant = write_gguf(tmp_path / "flux1-dev.gguf", component_tensors(base)["transformer"], kind)
@@ -65,6 +69,7 @@ def test_a_transformer_draws_as_the_unpacked_weights_do(base, files, tmp_path, k
     assert same(mine, load(base, files)) == (kind == "F32")
 
 
+@packed_here
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_it_computes_in_the_dtype_of_the_model(base, files, tmp_path, dtype):
     write_gguf(tmp_path / "flux1-dev.gguf", component_tensors(base)["transformer"], "Q8_0")

@@ -207,3 +207,27 @@ def test_a_part_of_another_size_is_told_before_weights_are_read(base, files, tmp
     save_file({k: t.contiguous() for k, t in tensors.items()}, tmp_path / "wide.safetensors")
     with pytest.raises(UserError, match="expected parts of one model"):
         load(base, {**files, part: tmp_path / "wide.safetensors"})
+
+
+def test_nobody_is_asked_for_anything(base, files, monkeypatch):
+    import socket
+
+    def refuse(*_, **__):
+        raise AssertionError("a connection was tried")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert load(base, files).max_context == 1
+
+
+def test_a_tokenizer_that_cuts_later_than_clip_can_read_is_told_where_to(base, files, tmp_path):
+    """As the one that ComfyUI carries, which says 8192."""
+    import json
+    import shutil
+
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 8192}))
+    mine = FluxCorrector.from_folder(base, parts={"tokenizer": tmp_path / "tokenizer"})
+    assert mine.texts.tokenizer.model_max_length == 12 and same(mine, FluxCorrector.from_folder(base))

@@ -138,8 +138,12 @@ def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.
     if quantise != "none":
         raise UserError(f"{part.path}: is packed by GGUF already, and option quantise is {quantise!r}; expected "
                         "quantise=none with it; try it without the option")
+    import diffusers
     from diffusers import GGUFQuantizationConfig
 
+    if tuple(int(n) for n in diffusers.__version__.split(".")[:2]) < (0, 35):
+        raise UserError(f"{part.path}: a transformer in GGUF needs diffusers 0.35 or newer, and "
+                        f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a .safetensors file of the model")
     config = wrapped(part.path, lambda: GGUFQuantizationConfig(compute_dtype=dtype))
     from diffusers.quantizers.gguf.utils import GGUFParameter  # what the config's loader looks for; needs gguf
 
@@ -155,12 +159,6 @@ def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.
 
 def _from_single_file(part: FilePart, state: dict[str, Tensor], dtype: torch.dtype, **how: Any) -> nn.Module:
     """diffusers' own loader, with a config on this disk, so that it asks nobody."""
-    if "quantization_config" in how:
-        import diffusers
-
-        if tuple(int(n) for n in diffusers.__version__.split(".")[:2]) < (0, 35):
-            raise UserError(f"{part.path}: a quantised single file needs diffusers 0.35 or newer, and "
-                            f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a model folder")
     cls = class_of(CLASSES[part.name])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({"_class_name": cls.__name__, **part.config}))
