@@ -143,7 +143,8 @@ def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.
 
     if tuple(int(n) for n in diffusers.__version__.split(".")[:2]) < (0, 35):
         raise UserError(f"{part.path}: a transformer in GGUF needs diffusers 0.35 or newer, and "
-                        f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a .safetensors file of the model")
+                        f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a .safetensors file "
+                        "of the model")
     config = wrapped(part.path, lambda: GGUFQuantizationConfig(compute_dtype=dtype))
     from diffusers.quantizers.gguf.utils import GGUFParameter  # what the config's loader looks for; needs gguf
 
