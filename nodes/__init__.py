@@ -11,6 +11,7 @@ WEB_DIRECTORY = "./nodes/web"
 class Reflect(ComfyExtension):
     async def get_node_list(self) -> list[type]:
         from .all_in_one import ReflectLoop
+        from .files import ReflectLoadFiles
         from .judge import ReflectLoadJudge, ReflectRefiner, ReflectReflector, ReflectVerifier
         from .language_judge import ReflectLocalJudge, ReflectServerJudge
         from .loop import ReflectLoopController, ReflectLoopStart
@@ -19,7 +20,7 @@ class Reflect(ComfyExtension):
         from .reward_judge import ReflectAudit, ReflectEnsemble, ReflectRewardJudge
         from .sample import ReflectSample
 
-        return [ReflectLoadModel, ReflectLoadJudge, ReflectServerJudge, ReflectLocalJudge,
+        return [ReflectLoadModel, ReflectLoadFiles, ReflectLoadJudge, ReflectServerJudge, ReflectLocalJudge,
                 ReflectRewardJudge, ReflectEnsemble, ReflectAudit, ReflectSample,
                 ReflectVerifier, ReflectReflector, ReflectRefiner, ReflectLoopStart, ReflectLoopController,
                 ReflectLoop, ReflectShowRun, ReflectLoadRun]

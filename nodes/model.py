@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..reflect_core.presets.choice import DTYPES, ModelChoice
-from ..reflect_core.presets.choice import KINDS as FILES
 from ..reflect_core.presets.load import is_known_family, preset_names
-from ..reflect_core.presets.published import find_published, how_to_get, published_names
+from ..reflect_core.presets.locate import NotHere
+from ..reflect_core.presets.published import how_to_get, published_names
+from ..reflect_core.presets.roots import KINDS as PLACES
+from ..reflect_core.presets.roots import Roots
 from ..reflect_core.types import Request, UserError
 from .progress import speaking_as
 from .schema import Model, rare, schema
@@ -25,7 +28,6 @@ TEXT_JOINS = ("train", "search")
 """See `CorrectorOptions.text_join`."""
 KINDS = ("diffusers", "reflect")
 """Folders below ComfyUI's `models` in which a folder with a model_index.json is offered."""
-
 folder_paths.add_model_folder_path("reflect", str(Path(folder_paths.models_dir) / "reflect"))
 
 _loaded: weakref.WeakValueDictionary[tuple, ReflectModel] = weakref.WeakValueDictionary()
@@ -37,7 +39,7 @@ class ReflectModel:
     def __init__(self, choice: ModelChoice, keep: str) -> None:
         from .memory import Parts, best_dtype
 
-        weights = sum(path.stat().st_size for path in choice.folder.glob("transformer/*.safetensors"))
+        weights = sum(path.stat().st_size for path in choice.files("transformer"))
         choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2)
         self.choice, self.name = choice, choice.name
         self.generator = choice.load()
@@ -94,52 +96,73 @@ class ReflectLoadModel(io.ComfyNode):
     def fingerprint_inputs(cls, model: str = "", lora: str = OWN, **_: Any) -> str:
         """Loaded anew when a file has changed."""
         try:
-            choice = find_choice(model, lora, "auto")
+            return stamp(find_choice(model, lora, "auto"))
         except UserError:
             return ""
-        files = [path for path in sorted(choice.folder.rglob("*")) if path.suffix in FILES] + choice.lora_files()
-        return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
 
     @classmethod
     def execute(cls, model: str, lora: str, dtype: str, offload: str, text_join: str = OWN) -> io.NodeOutput:
         key = (model, lora, dtype, offload, text_join, cls.fingerprint_inputs(model, lora))
-        loaded = _loaded.get(key)
-        if loaded is None:
-            with speaking_as("Load Reflective DiT"):
-                if offload not in KEEP:
-                    raise UserError(f"offload is {offload!r}; expected one of {', '.join(KEEP)}")
-                loaded = _loaded[key] = ReflectModel(find_choice(model, lora, dtype, text_join), offload)
-        return io.NodeOutput(loaded)
+        return io.NodeOutput(load(key, offload, lambda: find_choice(model, lora, dtype, text_join)))
+
+
+def load(key: tuple, offload: str, choose: Callable[[], ModelChoice]) -> ReflectModel:
+    """A model from its choice, or the one that was loaded for the same key and is still wanted."""
+    loaded = _loaded.get(key)
+    if loaded is None:
+        with speaking_as("Load Reflective DiT"):
+            if offload not in KEEP:
+                raise UserError(f"offload is {offload!r}; expected one of {', '.join(KEEP)}")
+            loaded = _loaded[key] = ReflectModel(choose(), offload)
+    return loaded
+
+
+def stamp(choice: ModelChoice) -> str:
+    """What changes when one of a model's files does."""
+    return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in choice.files())
 
 
 def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN) -> ModelChoice:
     """The model that the widgets name. UserError, saying where to put it, for one that is not there."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if text_join not in (OWN, *TEXT_JOINS):
-        raise UserError(f"text join is {text_join!r}; expected one of {', '.join((OWN, *TEXT_JOINS))}")
-    options = {} if text_join == OWN else {"text_join": text_join}
-    lora_file = None
-    if lora != OWN:
-        lora_file = folder_paths.get_full_path("loras", lora)
-        if lora_file is None:
-            raise UserError(f"there is no LoRA {lora!r} in models/loras; expected one that the list shows; try to "
-                            "reload the page after putting the file there")
+    lora_file, options = lora_and_options(lora, dtype, text_join)
     if model in preset_names():
         return ModelChoice(model, lora_file, dtype=dtype, options=options)
-    roots = [Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)]
     if model in published_names():
-        loras = [Path(root) for root in folder_paths.get_folder_paths("loras")]
-        found = find_published(model, [*roots, *loras], lora_file)
-        if found is None:
-            raise UserError(how_to_get(model, Path(folder_paths.models_dir)))
-        base, corrector = found
-        return ModelChoice(str(base), None if corrector is None else str(corrector), dtype=dtype, options=options)
+        try:
+            return ModelChoice(model, lora_file, dtype=dtype, options=options, roots=comfy_roots())
+        except NotHere as error:
+            raise UserError(how_to_get(model, Path(folder_paths.models_dir))) from error
     folder = _folders().get(model)
     if folder is None:
         raise UserError(f"there is no model {model!r}; expected one that the list shows: a bundled or published model, "
                         "or a folder with a model_index.json below models/diffusers or models/reflect")
     return ModelChoice(str(folder), lora_file, dtype=dtype, options=options)
+
+
+def lora_and_options(lora: str, dtype: str, text_join: str) -> tuple[str | None, dict[str, Any]]:
+    """The LoRA's file, None for the model's own, and the options that the widgets say. UserError for wrong values."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if text_join not in (OWN, *TEXT_JOINS):
+        raise UserError(f"text join is {text_join!r}; expected one of {', '.join((OWN, *TEXT_JOINS))}")
+    options = {} if text_join == OWN else {"text_join": text_join}
+    if lora == OWN:
+        return None, options
+    file = folder_paths.get_full_path("loras", lora)
+    if file is None:
+        raise UserError(f"there is no LoRA {lora!r} in models/loras; expected one that the list shows; try to "
+                        "reload the page after putting the file there")
+    return file, options
+
+
+def comfy_roots() -> Roots:
+    """ComfyUI's folders, those of extra_model_paths.yaml with them, and its own tokenizers."""
+    known = folder_paths.folder_names_and_paths
+    places = {kind: [Path(p) for p in folder_paths.get_folder_paths(kind)] for kind in PLACES if kind in known}
+    # Published sets may lie in either of our folders for models, and a LoRA's folder in models/loras.
+    both = [*places.get("diffusers", ()), *places.get("reflect", ())]
+    places |= {"diffusers": both, "reflect": both, "loras": [*places.get("loras", ()), *both]}
+    return Roots.of(places, Path(folder_paths.__file__).parent)
 
 
 def _offered() -> list[str]:

@@ -16,7 +16,7 @@ from .presets.roots import Roots
 from .types import UserError
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors", "huggingface_hub", "pillow", "numpy", "requests")
-OPTIONAL = {"gguf": "FLUX in GGUF files", "bitsandbytes": "weights in nf4 and int8", "torchao": "weights in int8 and fp8",
+OPTIONAL = {"gguf": "FLUX in GGUF files", "bitsandbytes": "weights in nf4 and int8", "torchao": "weights in int8",
             "peft": "", "torchvision": "language models as judges, other than Qwen-VL",
             "matplotlib": "the plots of 'reflect bench'"}
 """What each is for; what has none is not spoken of where it is missing."""

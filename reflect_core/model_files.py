@@ -41,7 +41,7 @@ def check_model_folder(folder: str | Path, required: Sequence[str]) -> dict[str,
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in ("diffusers", "transformers"):
             raise UserError(f"{folder / 'model_index.json'}: {name} is {entry!r}; expected a class of "
                             "diffusers or transformers; try a model of this family in its original layout")
-        _check_component(folder / name, str(entry[1]))
+        check_component(folder / name, str(entry[1]))
     return index
 
 
@@ -63,6 +63,11 @@ def read_safetensors(path: str | Path) -> tuple[dict, dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
+def is_weight_file(path: str | Path) -> bool:
+    """Whether a path looks like a single file of weights, be it there or not, or one that somebody takes for it."""
+    return Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES)
+
+
 def read_json(path: Path, why: str) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError; `why` says what the file is for when it is missing."""
     if not path.is_file():
@@ -77,7 +82,8 @@ def read_json(path: Path, why: str) -> dict[str, Any]:
     return value
 
 
-def _check_component(folder: Path, kind: str) -> None:
+def check_component(folder: Path, kind: str) -> None:
+    """UserError, naming the file, unless a folder has what a component of this class needs. Reads headers only."""
     again = f"the {kind} of the model needs it; try to copy or download the model again"
     if kind.endswith("Scheduler"):
         read_json(folder / "scheduler_config.json", again)

@@ -31,8 +31,8 @@ def test_every_setting_of_every_policy_is_explained():
 
 
 def test_every_option_of_every_family_is_explained():
-    # Where parts are kept is an argument of its own of `from_folder`.
-    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "offload"}
+    # Where parts are kept, and in how many bits, are arguments of their own of `from_folder`.
+    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "offload", "quantise"}
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
     assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from flux_files import write_base, write_files
 from tiny_editors import write_tiny_kontext
 from tiny_sana import write_tiny_sana
 
@@ -26,6 +27,14 @@ def engine(tmp_path_factory):
         "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}})
     write_tiny_kontext(base / "models" / "diffusers" / "editor", settings={
         "defaults": {"width": 64, "height": 64, "steps": 2}, "options": {"max_sequence_length": 12}})
+    flux = write_base(base / "flux", real_words=True)
+    for part, file in write_files(flux, base / "files").items():
+        kind = {"transformer": "diffusion_models", "vae": "vae"}.get(part, "text_encoders")
+        (base / "models" / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, base / "models" / kind)
+    shutil.copy(base / "files" / "ae.safetensors", base / "models" / "diffusion_models" / "not-flux.safetensors")
+    (base / "models" / "loras" / "FLUX-Corrector").mkdir(parents=True)
+    shutil.copy(flux / "lora" / "pytorch_lora_weights.safetensors", base / "models" / "loras" / "FLUX-Corrector")
     index = base / "models" / "diffusers" / "stranger" / "model_index.json"
     index.write_text(index.read_text().replace("FluxPipeline", "SomethingElse"))
     with Engine(find_comfyui(), base) as running:
@@ -104,3 +113,42 @@ def test_a_damaged_model_is_told_and_the_queue_goes_on(engine):
     done = engine.run(loop({"model.model": "torn"}))
     assert "diffusion_pytorch_model.safetensors" in done.error["exception_message"]
     assert len(pictures(engine)) == 4
+
+
+CHOSEN = {"transformer": "flux1-dev.safetensors", "vae": "the usual one", "text_encoder": "the usual one",
+          "text_encoder_2": "the usual one", "lora": "FLUX-Corrector/pytorch_lora_weights.safetensors",
+          "quantise": "none", "dtype": "auto", "offload": "whole", "text_join": "the model's own"}
+
+
+def from_files(engine, **changes):
+    done = engine.run(loop({"controller.rounds": 2, "sample.candidates": 1, "sample.steps": 2}, model={
+        "class_type": "ReflectLoadFiles", "inputs": CHOSEN | changes}))
+    assert done.error is None, done.error
+    return [np.asarray(engine.picture(one).convert("RGB")).tobytes() for one in done.outputs["all"]["images"]]
+
+
+def test_single_files_as_other_nodes_of_comfyui_read_them(engine):
+    inputs = engine.get("/object_info/ReflectLoadFiles")["ReflectLoadFiles"]["input"]["required"]
+    assert {"flux1-dev.safetensors", "not-flux.safetensors"} <= set(inputs["transformer"][1]["options"])
+    assert inputs["vae"][1]["options"] == ["the usual one", "ae.safetensors"]
+    assert "t5xxl_fp16.safetensors" in inputs["text_encoder_2"][1]["options"]
+    drawn = from_files(engine)
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
+    assert drawn == from_files(engine, vae="ae.safetensors", text_encoder="clip_l.safetensors",
+                               text_encoder_2="t5xxl_fp16.safetensors")
+    assert drawn == pictures(engine, model_model="flux-corrector", sample_candidates=1, sample_steps=2), "by its name"
+
+
+@pytest.mark.parametrize("offload", ["whole", "streamed"])
+def test_single_files_in_fp8(engine, offload):
+    eight = from_files(engine, quantise="fp8", offload=offload)
+    assert len(eight) == 2 and eight != from_files(engine)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"transformer": "not-flux.safetensors"}, "not-flux.safetensors: holds vae"),
+    ({"text_encoder_2": "clip_l.safetensors"}, "holds text_encoder; expected text_encoder_2"),
+    ({"vae": "../vae/ae.safetensors"}, "there is no file")])
+def test_files_that_are_something_else(engine, changes, said):
+    graph = loop(model={"class_type": "ReflectLoadFiles", "inputs": CHOSEN | changes})
+    assert said in json.dumps(engine.run(graph).error)

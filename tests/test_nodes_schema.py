@@ -7,10 +7,11 @@ import pytest
 from fake_comfy import ROOT, WIDGETS, load_pack
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-IDS = ("ReflectLoadModel", "ReflectLoadJudge", "ReflectServerJudge", "ReflectLocalJudge", "ReflectRewardJudge",
-       "ReflectEnsemble", "ReflectAudit", "ReflectSample", "ReflectVerifier", "ReflectReflector", "ReflectRefiner",
-       "ReflectLoopStart", "ReflectLoopController", "ReflectLoop", "ReflectShowRun", "ReflectLoadRun")
-NAMES = ("Load Reflective DiT", "Load Judge", "Load Judge (server)", "Load Judge (language model)",
+IDS = ("ReflectLoadModel", "ReflectLoadFiles", "ReflectLoadJudge", "ReflectServerJudge", "ReflectLocalJudge",
+       "ReflectRewardJudge", "ReflectEnsemble", "ReflectAudit", "ReflectSample", "ReflectVerifier",
+       "ReflectReflector", "ReflectRefiner", "ReflectLoopStart", "ReflectLoopController", "ReflectLoop",
+       "ReflectShowRun", "ReflectLoadRun")
+NAMES = ("Load Reflective DiT", "Load FLUX Files", "Load Judge", "Load Judge (server)", "Load Judge (language model)",
          "Load Judge (reward model)", "Judge Ensemble", "Judge Audit", "Reflect-Sample", "Verifier", "Reflector",
          "Prompt Refiner", "Loop Start", "Loop Controller", "Reflection Loop (all in one)", "Show Run", "Load Run")
 SECRETS = ("key", "token", "password", "secret")

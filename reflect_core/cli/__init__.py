@@ -1,4 +1,4 @@
-"""The command line: `reflect run`, `resume`, `replay`, `show` and `bench`.
+"""The command line: `reflect run`, `resume`, `replay`, `show`, `download` and `bench`.
 
 A skin over the library: it reads arguments, prints, and turns errors into exit codes. Nothing heavy is
 imported before the arguments, the prompt and the folders are known to be good, so that a typing mistake

@@ -16,7 +16,7 @@ from ..types import UserError
 from .leave import leave_at_once
 from .output import dumps, replace_file
 from .progress import Progress
-from .settings import check_writable, named_values
+from .settings import check_writable, make_choice, named_values
 
 if TYPE_CHECKING:
     from ..bench.entrants import Entrant
@@ -112,9 +112,9 @@ def _models(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Mode
     if args.model is not None:
         if args.models is not None:
             raise UserError("got --model and --models; expected one of them")
-        return {"": ModelChoice(args.model, args.lora, args.device, args.dtype, options)}
-    if args.lora is not None:
-        raise UserError("--lora goes on top of one model; expected --model too")
+        return {"": make_choice(args, options)}
+    if args.lora is not None or args.parts:
+        raise UserError(f"{'--part' if args.parts else '--lora'} goes with one model; expected --model too")
     found: dict[str, ModelChoice] = {}
     if options:
         raise UserError("--option is of one model; expected --model too")
@@ -187,9 +187,11 @@ def speed(args: argparse.Namespace) -> int:
     if args.pictures < 1 or args.repeats < 1:
         raise UserError("--pictures and --repeats must be whole numbers from 1 on; got "
                         f"{args.pictures} and {args.repeats}")
-    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, named_values(args.options, "--option"))
+    make_choice(args, named_values(args.options, "--option"))  # what is wrong is told before a process is started
     arguments = ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
-    arguments += [] if choice.lora is None else ["--lora", args.lora]
+    arguments += [] if args.lora is None else ["--lora", args.lora]
+    arguments += [word for part in args.parts for word in ("--part", part)]
+    arguments += [word for root in args.roots or () for word in ("--models", root)]
     arguments += [word for option in args.options for word in ("--option", option)]
     with Progress(args.quiet) as progress:
         run = time_run(args.prompt, args.pictures, arguments, progress.say)

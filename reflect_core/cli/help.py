@@ -48,6 +48,8 @@ SINGULAR = {"noise_prompt": {"rounds": "how often a picture is drawn, each time 
 FLUX_OPTIONS = {
     "max_batch": "pictures drawn at once (8); 1 needs the least memory",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with FLUX.1-dev",
+    "quantise": "weights of the transformer and T5 in fewer bits: fp8, int8 or nf4 (bitsandbytes, on a GPU), "
+                "torchao-int8, or none",
     "text_join": "how prompt and reflection become one text: 'train', as the corrector learned it, or 'search', as the "
                  "published search does",
     "condition_size": "pixels a side to which the flawed picture is brought (512)",

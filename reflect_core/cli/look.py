@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import search
-from ..presets.choice import from_settings
 from ..search import POLICIES, policy_from_json
 from . import ACCEPTED, NOT_ACCEPTED
 from .leave import leave_at_once
 from .output import as_document, as_table, dumps, write_report
 from .progress import Progress
+from .settings import moved_choice
 
 
 def show(args: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def replay(args: argparse.Namespace) -> int:
     """`reflect replay RUN`: draw everything again and compare."""
     folder = Path(args.run)
     header, run = search.load(folder)
-    choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
+    choice = moved_choice(args, header.settings.get("model"))
     with Progress(args.quiet) as progress:
         progress.say(f"loading {choice.name}")
         with leave_at_once():

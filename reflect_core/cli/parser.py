@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..presets.choice import DTYPES
+from ..presets.published import published_names
 from ..search import POLICIES
 from ..types import UserError
 from .help import PICTURES, judge_help, options_help, settings_help
@@ -27,6 +28,11 @@ SEARCH_CODES = _exit_codes("the judge accepted a picture", "the search ended wit
 REPLAY_CODES = _exit_codes("every picture came out the same", "some picture came out differently", "nothing is lost")
 SHOW_CODES = _exit_codes("picture and page are written", None, "the record is not touched")
 DOCTOR_CODES = _exit_codes("what was looked at works", "something does not", "nothing is lost")
+DOWNLOAD_CODES = _exit_codes("all is here", "nobody said yes", "the same command fetches what is still missing")
+DOWNLOAD_HELP = """Files, sizes and licences are shown first, and you are asked. A connection that breaks is taken up
+where it was; after an interruption the same command fetches the files that are not whole yet.
+HF_HOME, HF_ENDPOINT (a mirror), HF_HUB_OFFLINE and the login of 'hf auth login' hold as ever; FLUX.1-dev is given to
+those who have accepted its licence on its page."""
 BENCH_CODES = _exit_codes("measured", None, "of 'bench shapes' the same command does the rest")
 
 
@@ -55,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     _replay(commands)
     _show(commands)
     _doctor(commands)
+    _download(commands)
     _bench(commands)
     return parser
 
@@ -147,8 +154,18 @@ def _doctor(commands) -> None:
     parser.add_argument("--judge", metavar="WHO", help="a judge to ask, as for 'reflect run'")
     parser.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
                         help="an option of that judge; may be repeated")
-    parser.add_argument("--prompt", default="a plain red picture", help="what it is asked about a red and a blue picture "
-                        "(default: %(default)s)")
+    parser.add_argument("--prompt", default="a plain red picture", help="what it is asked about a red and a blue "
+                        "picture (default: %(default)s)")
+    _output(parser)
+
+
+def _download(commands) -> None:
+    parser = _command(commands, "download", "download:download", "fetch the weights of a published model from the "
+                      "Hugging Face hub; the only command that downloads", f"{DOWNLOAD_HELP}\n\n{DOWNLOAD_CODES}")
+    parser.add_argument("preset", metavar="PRESET", choices=published_names(), help=f"{' or '.join(published_names())}")
+    parser.add_argument("--to", metavar="FOLDER", help="a folder for it, such as a ComfyUI's models (default: the "
+                        "Hugging Face cache, where --model finds it by name)")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
     _output(parser)
 
 
@@ -159,7 +176,7 @@ def _bench(commands) -> None:
 
     parser = _command(kinds, "shapes", "bench:shapes", "success of every policy on the evaluation set of the shapes "
                       "world, with an exact judge and with one that errs", BENCH_CODES)
-    _model(parser, None, "only this one (default: the bundled ones, side by side)")
+    _model(parser, None, "only this one (default: the bundled ones, side by side)", roots=False)
     parser.add_argument("--models", nargs="+", metavar="[LABEL=]MODEL", help="several side by side, each a bundled "
                         "name or a folder, with the label behind its rows; of a second corrector of a family only "
                         "what it corrects")
@@ -217,10 +234,12 @@ def _lazily(target: str) -> Callable[[argparse.Namespace], int]:
     return lambda args: getattr(import_module(f".{module}", __package__), name)(args)
 
 
-def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: str = "") -> None:
+def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: str = "", roots: bool = True) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", default=default, metavar="NAME or FOLDER", help="a bundled model by its name, or a "
-                       f"folder in diffusers layout{'; ' + what if what else ' (default: %(default)s)'}")
+    group.add_argument("--model", default=default, metavar="NAME or PATH", help="a bundled or published model by its "
+                       "name, a folder in diffusers layout, a single file (.safetensors or .gguf) of FLUX, or the id "
+                       f"of a repository in the Hugging Face cache{'; ' + what if what else ' (default: %(default)s)'}")
+    _parts(group, roots)
     group.add_argument("--lora", metavar="FILE or FOLDER", help="the corrector's weights, a .safetensors "
                        "file or its folder (default: those in the model's folder)")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: cuda where "
@@ -232,8 +251,20 @@ def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: s
                        "repeated")
 
 
+def _parts(group, roots: bool = True) -> None:
+    group.add_argument("--part", action="append", default=[], metavar="NAME=PATH", dest="parts", help="a component "
+                       "from elsewhere, a folder or a single file: transformer, vae, text_encoder, text_encoder_2, "
+                       "tokenizer, tokenizer_2; may be repeated")
+    if not roots:  # `bench shapes` has a --models of its own
+        return
+    group.add_argument("--models", action="append", metavar="FOLDER", dest="roots", help="where a published model is "
+                       "looked for: a ComfyUI, its models folder or extra_model_paths.yaml, or a folder of your own; "
+                       "may be repeated (also: REFLECT_MODELS)")
+
+
 def _moved_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME or FOLDER", help="where the model is now (default: where it was)")
+    parser.add_argument("--model", metavar="NAME or PATH", help="where the model is now (default: where it was)")
+    _parts(parser)
     parser.add_argument("--lora", metavar="FILE or FOLDER", help="where the corrector's weights are now (default: "
                         "where they were)")
     parser.add_argument("--device", help="another device than on the record")

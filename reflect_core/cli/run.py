@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import search
-from ..presets.choice import ModelChoice, from_settings
 from ..search import Stepper
 from ..search.registry import OFFICIAL, official_options
 from ..search.run import Run
@@ -22,8 +21,10 @@ from .settings import (
     check_folder,
     choose_folder,
     make_budget,
+    make_choice,
     make_policy,
     make_request,
+    moved_choice,
     named_values,
 )
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
                         "a language model, with a model that draws them") from error
     budget, settings = make_budget(args), named_values(args.settings, "--set")
     options = named_values(args.options, "--option")
-    choice = ModelChoice(args.model, args.lora, args.device, args.dtype, options)
+    choice = make_choice(args, options)
     if args.policy == OFFICIAL:
         choice.options = {**official_options(choice.policy, choice.edits), **options}
     policy = make_policy(args.policy or choice.policy, budget.pictures, settings, choice.policy, choice.edits)
@@ -77,7 +78,7 @@ def resume(args: argparse.Namespace) -> int:
     if run.stopped is not None:
         # It has come to its end: nothing to draw, so no model to wait for.
         return _tell(describe(folder, folder), args.json)
-    choice = from_settings(header.settings.get("model"), args.model, args.lora, args.device)
+    choice = moved_choice(args, header.settings.get("model"))
     judge = Judges.recorded(header.settings, args)
     with Progress(args.quiet) as progress:
         for line in judge.prepare(header.request.prompt):

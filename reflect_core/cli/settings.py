@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..presets.choice import ModelChoice, from_settings
+from ..presets.roots import find_roots
 from ..search import Budget, Policy, policy_from_json
 from ..search.record import LINES
 from ..search.registry import policy_for
@@ -36,6 +38,28 @@ def named_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         except ValueError:
             values[name.strip()] = text
     return values
+
+
+def named_paths(pairs: Sequence[str]) -> dict[str, str]:
+    """`NAME=PATH` arguments of --part."""
+    paths = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not name.strip() or not path.strip():
+            raise UserError(f"--part {pair!r}; expected NAME=PATH, e.g. --part vae=ae.safetensors")
+        paths[name.strip()] = path
+    return paths
+
+
+def make_choice(args: argparse.Namespace, options: dict[str, Any]) -> ModelChoice:
+    """The one model that the arguments name."""
+    return ModelChoice(args.model, args.lora, args.device, args.dtype, options, named_paths(args.parts),
+                       find_roots(getattr(args, "roots", None)))
+
+
+def moved_choice(args: argparse.Namespace, settings: Any) -> ModelChoice:
+    """The model of a record, or where the arguments say that it is now."""
+    return from_settings(settings, args.model, args.lora, args.device, named_paths(args.parts), find_roots(args.roots))
 
 
 def make_budget(args: argparse.Namespace) -> Budget:

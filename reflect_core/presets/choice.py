@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
-from .load import EDITORS, find_model, load_generator, preset_names, read_settings
+from .load import EDITORS, family_of, load_generator, preset_names, read_settings
+from .locate import locate
+from .published import PUBLISHED
+from .roots import Roots, find_roots
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
-             "options": "one --option for each"}
+             "options": "one --option for each", "parts": "one --part for each", "vision": "--part image_encoder"}
 """What loads a model takes these too, but not as options."""
 WHOLE = 64 << 20
 """Files up to this size are hashed whole; of larger ones a sample of blocks."""
 KINDS = (".safetensors", ".json", ".txt", ".model")
 """Files of a model that decide what it draws."""
+VISION = "image_encoder"
+"""What Reflect-DiT sees pictures with; the one component of a SANA model that may lie elsewhere."""
 BLOCK, BLOCKS = 64 << 10, 256
 
 
@@ -27,12 +32,22 @@ class ModelChoice:
     """A model folder with what goes on top of it. UserError at once if there is no such folder or file."""
 
     def __init__(self, name: str, lora: str | None = None, device: str = "auto", dtype: str = "auto",
-                 options: dict[str, Any] | None = None) -> None:
+                 options: dict[str, Any] | None = None, parts: Mapping[str, str] | None = None,
+                 roots: Roots | None = None) -> None:
+        """`parts`: components that come from elsewhere, by name, each a folder or a file; `roots`: where to look for a
+        published set, None: where the environment says."""
         self.name = name
-        self.folder = find_model(name)
         self.lora = None if lora is None else Path(lora)
         if self.lora is not None and not self.lora.exists():
             raise UserError(f"{lora}: no such file; expected a corrector's LoRA; try to check the path")
+        found = locate(name, find_roots(None) if roots is None else roots, self.lora)
+        self.folder = found.path
+        """In diffusers layout, or the file that a model's transformer is in."""
+        self.lora = found.lora if self.lora is None else self.lora
+        self.parts = found.parts | {part: Path(path).expanduser() for part, path in (parts or {}).items()}
+        for part, path in self.parts.items():
+            if not path.exists():
+                raise UserError(f"--part {part}={path}: no such file or folder; try to check the path")
         self.device, self.dtype = device, dtype
         self.options = dict(options or {})
         for name in self.options:
@@ -46,6 +61,8 @@ class ModelChoice:
     @property
     def family(self) -> str:
         """As the folder's index names it, such as FluxPipeline."""
+        if self.folder.is_file():
+            return family_of(self.folder)
         return str(read_json(self.folder / "model_index.json", INDEX).get("_class_name"))
 
     @property
@@ -78,7 +95,14 @@ class ModelChoice:
             self.dtype = "float32" if self.device == "cpu" else "bfloat16"
         _check_device("--device ", self.device)
         _check_device("--option encoder_device=", self.options.get("encoder_device"))
-        extra = {} if self.lora is None else {"lora": self.lora}
+        extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
+        if self.family == "SanaPipeline":
+            if other := sorted(set(self.parts) - {VISION}):
+                raise UserError(f"--part {other[0]}={self.parts[other[0]]}: a model of the SANA family is a folder in "
+                                f"diffusers layout; expected --part {VISION}=FOLDER alone; try the folder of the model")
+            extra |= {"vision": self.parts[VISION]} if self.parts else {}
+        elif self.parts:
+            extra["parts"] = self.parts
         return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
                               **{**self.options, **options})
 
@@ -87,8 +111,10 @@ class ModelChoice:
         lora = None if self.lora is None else str(self.lora.absolute())
         # A bundled model keeps its name: another installation has it in another place.
         folder = self.name if self.name in preset_names() else str(self.folder.absolute())
-        return {"folder": folder, "lora": lora, "device": self.device, "dtype": self.dtype,
-                "options": self.options}
+        known = {"folder": folder, "lora": lora, "device": self.device, "dtype": self.dtype, "options": self.options}
+        if self.parts:
+            known["parts"] = {name: str(path.absolute()) for name, path in self.parts.items()}
+        return known
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the pictures: weights, configurations, tokenizers, options."""
@@ -106,13 +132,27 @@ class ModelChoice:
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """(name, path) of what is loaded: the folder's components, and the LoRA wherever it lies."""
-        yield "model_index.json", self.folder / "model_index.json"
-        for path in sorted(self.folder.glob("*/**/*")):
-            name = path.relative_to(self.folder)
-            if path.is_file() and path.suffix in KINDS and not (self.lora and name.parts[0] == "lora"):
-                yield name.as_posix(), path
+        if self.folder.is_file():
+            yield "model", self.folder
+        else:
+            yield "model_index.json", self.folder / "model_index.json"
+            for path in sorted(self.folder.glob("*/**/*")):
+                name = path.relative_to(self.folder)
+                if (path.is_file() and path.suffix in KINDS and not (self.lora and name.parts[0] == "lora")
+                        and name.parts[0] not in self.parts):
+                    yield name.as_posix(), path
+        for part, where in sorted(self.parts.items()):
+            yield from ((f"{part}/{path.relative_to(where).as_posix()}", path) for path in part_files(part, where))
         if self.lora is not None:
             yield from (("lora/" + path.name, path) for path in self.lora_files())
+
+    def files(self, component: str | None = None) -> list[Path]:
+        """All that is read, or the weights of one component."""
+        if component is None:
+            settings = self.folder / "reflect.json"
+            return [path for _, path in self._files()] + ([settings] if settings.is_file() else [])
+        where = self.parts.get(component, self.folder if self.folder.is_file() else self.folder / component)
+        return [path for path in part_files(component, where) if path.suffix != ".json"]
 
     def lora_files(self) -> list[Path]:
         """What is read of the corrector's weights: a file, those of a folder, or a whole checkpoint with its config."""
@@ -121,6 +161,14 @@ class ModelChoice:
         if (self.lora / "config.json").is_file():
             return sorted(p for p in self.lora.rglob("*") if p.is_file() and p.suffix in (*KINDS, ".bin"))
         return sorted(self.lora.glob("*.safetensors"))
+
+
+def part_files(name: str, where: Path) -> list[Path]:
+    """What is read of a component that lies elsewhere: a file, or those of its folder, which may be a whole model's."""
+    if where.is_file():
+        return [where]
+    own = where / name if (where / "model_index.json").is_file() else where
+    return sorted(path for path in own.rglob("*") if path.is_file() and path.suffix in KINDS)
 
 
 def _check_device(flag: str, device: Any) -> None:
@@ -135,8 +183,8 @@ def _check_device(flag: str, device: Any) -> None:
         raise UserError(f"the device {device!r} cannot be used ({said}); try {flag}cpu") from None
 
 
-def from_settings(settings: Any, model: str | None = None, lora: str | None = None,
-                  device: str | None = None) -> ModelChoice:
+def from_settings(settings: Any, model: str | None = None, lora: str | None = None, device: str | None = None,
+                  parts: Mapping[str, str] | None = None, roots: Roots | None = None) -> ModelChoice:
     """The model of a record, or where it is now if that is said. UserError if it is not there.
 
     `settings`: as `ModelChoice.settings` made them, or anything, where something else made the record.
@@ -146,16 +194,21 @@ def from_settings(settings: Any, model: str | None = None, lora: str | None = No
     if not isinstance(folder, str):
         raise UserError("the record does not say which model drew it; it was not made by this command; try --model")
     before = {"device": known.get("device", "auto"), "dtype": known.get("dtype", "auto"), "lora": known.get("lora"),
-              "options": known.get("options") or {}}
+              "options": known.get("options") or {}, "parts": known.get("parts") or {}}
     right = {"device": isinstance(before["device"], str), "dtype": before["dtype"] in DTYPES,
              "lora": before["lora"] is None or isinstance(before["lora"], str),
-             "options": isinstance(before["options"], dict)}
+             "options": isinstance(before["options"], dict),
+             "parts": isinstance(before["parts"], dict) and all(isinstance(p, str) for p in before["parts"].values())}
     for name, good in right.items():
         if not good:
             raise UserError(f"the record says that its model's {name} was {before[name]!r}; expected what Reflect "
                             "wrote; try a copy of the record")
+    if model in PUBLISHED:
+        # By its name it brings its own LoRA and parts, wherever they are now.
+        before |= {"lora": None, "parts": {}}
     return ModelChoice(folder, lora or before["lora"], device or before["device"],
-                       before["dtype"] if device is None else "auto", before["options"])
+                       before["dtype"] if device is None else "auto", before["options"],
+                       {**before["parts"], **(parts or {})}, roots)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

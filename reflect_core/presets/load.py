@@ -40,33 +40,49 @@ def preset_names() -> list[str]:
     return sorted(p.parent.name for p in Path(__file__).parent.glob("*/model_index.json"))
 
 
+def find_bundled(name: str | Path) -> Path | None:
+    """The folder of a bundled model by its name, or None."""
+    return Path(__file__).parent / str(name) if str(name) in preset_names() else None
+
+
 def find_model(name_or_folder: str | Path) -> Path:
-    """The folder of a bundled model by its name, or of any model by its path.
+    """The folder of a bundled model by its name, or of any model by its path; or a single file of weights.
 
     A name wins over a folder of the same name in the current directory; write `./name` for that one.
-    Raises UserError, with the names there are, when there is neither.
+    Raises UserError, with the names there are, when there is neither. For more ways to name one see `locate.py`.
     """
-    if str(name_or_folder) in preset_names():
-        return Path(__file__).parent / str(name_or_folder)
+    if (bundled := find_bundled(name_or_folder)) is not None:
+        return bundled
     try:
         folder = Path(name_or_folder).expanduser()
     except RuntimeError:  # `~somebody` whom the system does not know
         folder = Path(name_or_folder)
-    if not folder.is_dir():
+    if not folder.exists():
         names = ", ".join(preset_names()) or "(no model is bundled)"
         raise UserError(f"{name_or_folder}: is neither a bundled model nor a folder; expected one of "
-                        f"{names}, or a folder in diffusers layout")
+                        f"{names}, a folder in diffusers layout, or a single file of weights")
     return folder
 
 
-def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
-    """The generator of a bundled model or a folder; options go to its `from_folder`."""
-    folder = find_model(name_or_folder)
-    kind = read_json(folder / "model_index.json", INDEX).get("_class_name")
+def family_of(path: str | Path) -> str:
+    """A model's pipeline class, one of `FAMILIES`: as a folder's index names it; a single file is of FLUX.
+
+    Reads no weights. Raises UserError for a family that there is no generator for.
+    """
+    path = Path(path)
+    if path.is_file():
+        return "FluxPipeline"
+    kind = read_json(path / "model_index.json", INDEX).get("_class_name")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{folder / 'model_index.json'}: _class_name is {kind!r}; expected one of "
+        raise UserError(f"{path / 'model_index.json'}: _class_name is {kind!r}; expected one of "
                         f"{', '.join(FAMILIES)}; try a model of that family")
-    module, name = FAMILIES[kind]
+    return kind
+
+
+def load_generator(name_or_folder: str | Path, **options: Any) -> Generator:
+    """The generator of a bundled model, a folder or a file; options go to its `from_folder`."""
+    folder = find_model(name_or_folder)
+    module, name = FAMILIES[family_of(folder)]
     return getattr(importlib.import_module(module, __package__), name).from_folder(folder, **options)
 
 

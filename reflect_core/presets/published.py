@@ -24,6 +24,14 @@ class Source:
     """What must lie in that folder."""
     size: str
     licence: str
+    patterns: tuple[str, ...] = ("*",)
+    """The files of the repository that are needed."""
+    inside: str = ""
+    """The folder of the repository in which they lie, and which becomes the folder `name`; '' for all of it."""
+
+    @property
+    def said(self) -> str:
+        return f"{self.repository}, its folder {self.inside}" if self.inside else self.repository
 
 
 @dataclass(frozen=True)
@@ -38,34 +46,44 @@ class Published:
     """The bundled model that runs the same workflow."""
     others: tuple[Source, ...] = ()
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(one for one in (self.base, self.corrector, *self.others) if one is not None)
+
+
+_PARTS = tuple(f"{part}/*{ending}" for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler",
+                                                "tokenizer", "tokenizer_2")
+               for ending in (".safetensors", ".json", ".txt", ".model"))
+"""Of a repository in diffusers layout only what its components need: none of the same weights in other files."""
 
 PUBLISHED = {
     "flux-corrector": Published(
         "FluxPipeline",
         Source("black-forest-labs/FLUX.1-dev", "diffusers", "FLUX.1-dev", "model_index.json", "34 GB",
-               "FLUX.1 [dev] Non-Commercial License"),
+               "FLUX.1 [dev] Non-Commercial License", ("model_index.json", *_PARTS)),
         Source("diffusion-cot/FLUX-Corrector", "loras", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
-               "licence: see its page"),
+               "licence: see its page", ("pytorch_lora_weights.safetensors",)),
         "shapes-flux"),
     "reflect-dit": Published(
         "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
                "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16",
-               "licence: NVIDIA's NSCL v2-custom, and Gemma's terms"),
-        Source("jacklishufan/reflect-dit, its folder dit/transformer", "reflect", "reflect-dit", "config.json",
-               "3.5 GB", "no licence is stated"),
+               "licence: NVIDIA's NSCL v2-custom, and Gemma's terms", ("model_index.json", *_PARTS)),
+        Source("jacklishufan/reflect-dit", "reflect", "reflect-dit", "config.json",
+               "3.5 GB", "no licence is stated", ("*.json", "*.safetensors", "*.bin"), "dit/transformer"),
         "shapes-sana",
         (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",
-                "2.6 GB", "Apache-2.0"),)),
+                "2.6 GB", "Apache-2.0", ("config.json", "model.safetensors")),)),
     "kontext": Published(
         "FluxKontextPipeline",
         Source("black-forest-labs/FLUX.1-Kontext-dev", "diffusers", "FLUX.1-Kontext-dev", "model_index.json", "34 GB",
-               "FLUX.1 [dev] Non-Commercial License"),
+               "FLUX.1 [dev] Non-Commercial License", ("model_index.json", *_PARTS)),
         None, "shapes-flux"),
     "qwen-image-edit": Published(
         "QwenImageEditPlusPipeline",
         Source("Qwen/Qwen-Image-Edit-2509", "diffusers", "Qwen-Image-Edit-2509", "model_index.json", "58 GB",
-               "licence: Apache-2.0"),
+               "licence: Apache-2.0", ("model_index.json", *_PARTS, "processor/*.json", "processor/*.txt",
+                                       "processor/*.jinja")),
         None, "shapes-flux"),
 }
 """The sizes are of what is needed of each repository."""
@@ -75,39 +93,18 @@ def published_names() -> list[str]:
     return sorted(PUBLISHED)
 
 
-def find_published(name: str, roots: Sequence[Path], own_lora: str | Path | None = None
-                   ) -> tuple[Path, Path | None] | None:
-    """(base folder, corrector's file, or its folder where that has a config) of a set below some of the folders, or
-    None where a part is missing. An editor has no corrector beside it.
-
-    None, too, for a family that there is no generator of yet. `own_lora` takes the place of the published
-    corrector, which then need not be there.
-    """
-    wanted = _set(name)
-    if wanted.family not in FAMILIES:
-        return None
-    base = next((root / wanted.base.name for root in roots if (root / wanted.base.name / wanted.base.file).is_file()),
-                None)
-    if base is None:
-        return None
-    if not all(any((root / other.name / other.file).is_file() for root in roots) for other in wanted.others):
-        return None
-    if wanted.corrector is None:
-        return base, None if own_lora is None else Path(own_lora)
-    places = [root / wanted.corrector.name / wanted.corrector.file for root in roots]
-    corrector = next((file for file in ([Path(own_lora)] if own_lora else places) if file.is_file()), None)
-    if corrector is None:
-        return None
-    return base, corrector.parent if corrector.name == "config.json" else corrector
+def find_source(source: Source, roots: Sequence[Path]) -> Path | None:
+    """The folder of a source below one of the folders."""
+    return next((root / source.name for root in roots if (root / source.name / source.file).is_file()), None)
 
 
 def how_to_get(name: str, models: Path) -> str:
     """What is needed and where it goes, for somebody whose ComfyUI has its models in `models`."""
-    wanted = _set(name)
+    wanted = published_set(name)
     instead = (f"the model {wanted.small!r}, which comes with the pack and runs the same workflow with the judge "
                "'shapes'")
-    parts = [f"{part.repository} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
-             for part in (wanted.base, wanted.corrector, *wanted.others) if part is not None]
+    parts = [f"{part.said} ({part.size}; {part.licence}) as {models / part.kind / part.name}, with {part.file}"
+             for part in wanted.sources]
     if wanted.family not in FAMILIES:
         return (f"this version cannot load {name!r} yet, do not download it for now; a later one will expect "
                 f"{'; and '.join(parts)}; try {instead}")
@@ -115,7 +112,7 @@ def how_to_get(name: str, models: Path) -> str:
             f"huggingface.co, or {instead}")
 
 
-def _set(name: str) -> Published:
+def published_set(name: str) -> Published:
     if name not in PUBLISHED:
         raise UserError(f"there is no published set {name!r}; expected one of {', '.join(PUBLISHED)}")
     return PUBLISHED[name]

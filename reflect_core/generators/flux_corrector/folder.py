@@ -1,12 +1,14 @@
 """A FLUX corrector as a folder: read it without network and pickles, and write one.
 
 The layout is diffusers' own, as FLUX.1-dev has it, so `FluxPipeline.from_pretrained` reads it too; the
-corrector's LoRA lies in `lora/pytorch_lora_weights.safetensors` and our settings in `reflect.json`.
+corrector's LoRA lies in `lora/pytorch_lora_weights.safetensors` and our settings in `reflect.json`. Components may
+come from elsewhere too, see `sources.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +16,63 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...model_files import check_model_folder, check_safetensors, read_json
+from ...model_files import check_safetensors, read_json
 from ...presets.load import read_settings
-from ...types import UserError
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
+from ..quantise import check_quantise, loading_config, quantised
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE
+from .single_files import FilePart, load_file_part, make_scheduler, outline
+from .sources import CLASSES, COMPONENTS, FolderPart, check_folder, find_sources
 
-COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-
-_CLASSES = {name: tuple((library, kind) for kind in kinds) for name, library, *kinds in (
-    ("transformer", "diffusers", "FluxTransformer2DModel"),
-    ("vae", "diffusers", "AutoencoderKL"),
-    ("text_encoder", "transformers", "CLIPTextModel"),
-    ("text_encoder_2", "transformers", "T5EncoderModel"),
-    ("tokenizer", "transformers", "CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast"),
-    ("tokenizer_2", "transformers", "T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast"),
-    ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"),
-)}
-
-
-def check_folder(folder: str | Path) -> dict[str, Any]:
-    """The model index of a folder that has every file and only classes of the FLUX.1 family.
-
-    Reads no weights. Raises UserError, naming the file.
-    """
-    folder = Path(folder)
-    index = check_model_folder(folder, COMPONENTS)
-    for name in COMPONENTS:
-        library, kind = index[name]
-        if (library, kind) not in _CLASSES[name]:
-            choices = " or ".join(" ".join(choice) for choice in _CLASSES[name])
-            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected {choices}; a "
-                            "corrector is of the FLUX.1 family")
-    return index
+__all__ = ["check_folder", "folder_lora", "load_components", "load_outlines", "load_text_encoder", "lora_options",
+           "save_text_encoder", "write_folder"]
 
 
 def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-                    encoder_device: str | torch.device | None = None) -> dict[str, Any]:
-    """Every component of a folder by its diffusers name, models in evaluation mode and frozen.
+                    encoder_device: str | torch.device | None = None,
+                    parts: Mapping[str, str | Path] | None = None, quantise: str = "none") -> dict[str, Any]:
+    """Every component of a model by its diffusers name, models in evaluation mode and frozen.
 
-    The whole folder is checked before the first weight is read, and each model is on its device before
-    the next is read. Raises UserError, naming the file.
+    All is checked before the first weight is read, and each model is on its device before the next is read.
+    Raises UserError, naming the file.
 
     Args:
+        folder: or a single file, see `sources.py`; `parts`: components that come from elsewhere.
         encoder_device: where the two text encoders go; None: `device`, like the rest.
+        quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`.
     """
-    folder = Path(folder)
-    index = check_folder(folder)
-    parts = {}
+    check_quantise(quantise, device)
+    sources, loaded = find_sources(folder, parts), {}
     with quiet(), enough_memory():
         for name in COMPONENTS:
             where = encoder_device if encoder_device is not None and name.startswith("text_encoder") else device
-            part = load_part(folder, name, index[name], dtype)
-            parts[name] = part.to(where) if isinstance(part, nn.Module) else part
-    return parts
+            if name not in sources:
+                loaded[name] = make_scheduler(sources["transformer"].config)
+            else:
+                loaded[name] = _load(sources[name], dtype, where, quantise)
+    _fit_tokenizer(loaded["tokenizer"], loaded["text_encoder"])
+    return loaded
+
+
+def _load(part: FolderPart | FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str) -> Any:
+    """One component, a model on its device."""
+    if isinstance(part, FilePart):
+        return load_file_part(part, dtype, device, quantise)
+    way = quantise if part.name in ("transformer", "text_encoder_2") else "none"
+    how = loading_config(way, part.entry[0], dtype, device)
+    loaded = load_part(part.folder.parent, part.folder.name, part.entry, dtype, **how)
+    if not isinstance(loaded, nn.Module):
+        return loaded
+    return loaded if how else quantised(loaded, way, dtype).to(device)
+
+
+def _fit_tokenizer(tokenizer: Any, clip: nn.Module) -> None:
+    """CLIP's tokenizer as others carry it cuts later than CLIP, or never; `TextEncoders` asks it where to."""
+    most = clip.config.max_position_embeddings
+    if tokenizer.model_max_length > most:
+        tokenizer.model_max_length = most
 
 
 def load_text_encoder(folder: str | Path, name: str) -> nn.Module:
@@ -81,7 +84,7 @@ def load_text_encoder(folder: str | Path, name: str) -> nn.Module:
     read_json(folder / name / "config.json", "expected a folder with text encoders as diffusers lays them")
     check_safetensors(folder / name / "model.safetensors")
     with quiet():
-        return load_part(folder, name, list(_CLASSES[name][0]), torch.float32)
+        return load_part(folder, name, list(CLASSES[name][0]), torch.float32)
 
 
 def save_text_encoder(folder: str | Path, name: str, part: nn.Module) -> None:
@@ -92,22 +95,23 @@ def save_text_encoder(folder: str | Path, name: str, part: nn.Module) -> None:
         _published_clip_names(Path(folder) / name / "model.safetensors")
 
 
-def load_outlines(folder: str | Path) -> dict[str, nn.Module]:
-    """The transformer and the autoencoder as their config.json describes them, without weights (meta device).
+def load_outlines(folder: str | Path, parts: Mapping[str, str | Path] | None = None) -> dict[str, nn.Module]:
+    """The transformer and the autoencoder as their configs describe them, without weights (meta device).
 
-    So that what must fit to them can be checked before tens of gigabytes are read.
+    So that what must fit to them can be checked before tens of gigabytes are read. For `parts` see `load_components`.
     """
-    folder, outlines = Path(folder), {}
-    index = check_folder(folder)
+    sources, outlines = find_sources(folder, parts), {}
     for name in ("transformer", "vae"):
-        cls = class_of(index[name])
-        config = read_json(folder / name / "config.json", "")
+        part = sources[name]
+        if isinstance(part, FilePart):
+            outlines[name] = wrapped(part.path, lambda part=part: outline(part))
+            continue
 
-        def build(cls=cls, config=config) -> nn.Module:
+        def build(part=part) -> nn.Module:
             with torch.device("meta"):
-                return cls.from_config(config)
+                return class_of(part.entry).from_config(part.config)
 
-        outlines[name] = wrapped(folder / name / "config.json", build)
+        outlines[name] = wrapped(part.folder / "config.json", build)
     return outlines
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...model_files import read_json
 from ...types import UserError
+from .architecture import what_lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
@@ -60,6 +61,11 @@ def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], adapte
         layers: the linear layers that a corrector adapts, by path.
         source: what error messages call the file.
     """
+    if other := what_lora(tensors):
+        key, kind = other
+        raise UserError(f"{source}: {kind}, as key {key!r} of shape {tuple(tensors[key].shape)} says; {_EXPECTED}, of "
+                        "FLUX.1 and a reflection corrector; try FLUX-Corrector's pytorch_lora_weights.safetensors, or "
+                        "one that the trainer made")
     downs, ups, stated, prefix = _sorted_keys(tensors, source)
     check_fit(layers, source, downs, ups)
     for path, (key, tensor) in stated.items():

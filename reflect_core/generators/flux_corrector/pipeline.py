@@ -12,7 +12,7 @@ never touches text and image tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..memory import enough_memory
 from ..offload import HOME, OFFLOADS, Offload
 from ..places import Places
 from ..preview import Previews
+from ..quantise import check_quantise
 from ..requests import check_request
 from ..tiling import tile
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
@@ -85,11 +86,12 @@ class FluxCorrector:
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
                     encoder_device: str | torch.device | None = None, offload: str = "none",
-                    options: CorrectorOptions | None = None, **changes: Any) -> FluxCorrector:
-        """Load a model folder, without network. What is wrong is said before any weight of the model is read.
+                    options: CorrectorOptions | None = None, parts: Mapping[str, str | Path] | None = None,
+                    quantise: str = "none", **changes: Any) -> FluxCorrector:
+        """Load a model folder or single files, without network. What is wrong is said before any weight is read.
 
         Args:
-            path: a folder in diffusers layout, see `folder.py`.
+            path: a folder in diffusers layout, see `folder.py`, or a single file, see `sources.py`.
             lora: the corrector's weights, as a file, a folder or loaded. What a reflect.json beside the file
                 says of the options it was trained with comes on top of the model's own. None: the folder's
                 LoRA, if it has one; without any the generator draws plain pictures only (`max_context` is
@@ -100,6 +102,8 @@ class FluxCorrector:
             offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
                 see `offload.py`. The pictures are the same.
             options: all switches at once, instead of those in the folder's reflect.json.
+            parts: components that come from elsewhere, by name, each a folder or a single file.
+            quantise: fewer bits for transformer and T5, see `generators/quantise.py`.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, LoRA or option that cannot be used.
@@ -115,7 +119,8 @@ class FluxCorrector:
             raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or CorrectorOptions(), **settings)
-        outlines = load_outlines(path)
+        check_quantise(quantise, device)
+        outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])
         lora = folder_lora(path) if lora is None else lora
         if isinstance(lora, ConditionLora):
@@ -124,10 +129,10 @@ class FluxCorrector:
         elif lora is not None:
             lora = ConditionLora.load(lora, outlines["transformer"])
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        parts = load_components(path, dtype, home, encoder_home)
+        loaded = load_components(path, dtype, home, encoder_home, parts, quantise)
         if lora is not None:
             lora = lora.to(home, dtype).requires_grad_(False)
-        made = cls(**parts, lora=lora, options=options, defaults=defaults)
+        made = cls(**loaded, lora=lora, options=options, defaults=defaults)
         if offload != "none":
             own = {} if encoder_device is None else dict.fromkeys(("text_encoder", "text_encoder_2"), encoder_device)
             Offload.manage(made, device, offload, own)

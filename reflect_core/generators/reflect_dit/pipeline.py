@@ -78,7 +78,8 @@ class ReflectDiT:
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", offload: str = "none",
-                    options: ReflectOptions | None = None, **changes: Any) -> ReflectDiT:
+                    options: ReflectOptions | None = None, vision: str | Path | None = None,
+                    **changes: Any) -> ReflectDiT:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
         Args:
@@ -88,6 +89,7 @@ class ReflectDiT:
             offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
                 see `offload.py`. The pictures are the same.
             options: all switches at once, instead of those in the folder's reflect.json.
+            vision: the folder of the picture encoder, where it lies with neither.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
@@ -102,11 +104,11 @@ class ReflectDiT:
             raise UserError(f"{path}: Reflect-DiT has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or ReflectOptions(), **settings)
-        place = check_folder(path, lora)[1]
+        place = check_folder(path, lora, vision)[1]
         if place is not None:
-            seen = vision_config(vision_folder(Path(path), place))
+            seen = vision_config(vision or vision_folder(Path(path), place))
             pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
-        parts = load_components(path, lora, dtype, device if offload == "none" else HOME)
+        parts = load_components(path, lora, dtype, device if offload == "none" else HOME, vision)
         made = cls(**parts, options=options, defaults=defaults)
         if offload != "none":
             Offload.manage(made, device, offload)

@@ -1,0 +1,104 @@
+"""Weights kept in fewer bits: chosen when a model is loaded, for the transformer and the large text encoder.
+
+`nf4` and `int8` are bitsandbytes', through diffusers' and transformers' own configs; `torchao-int8` is torchao's;
+`fp8` needs no package: weights lie in float8 (e4m3) and each layer is cast up while it computes, as diffusers does
+it. All compute in the dtype of the model. The packages are optional, and imported only where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..types import UserError
+
+WAYS = ("none", "fp8", "int8", "nf4", "torchao-int8")
+PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torchao"}
+WHILE_LOADING = ("int8", "nf4")
+"""These are given to the library that loads; the others follow when a part is loaded."""
+NEED_GPU = WHILE_LOADING
+# T5's `wo` is asked for its dtype before it is used, so it must not lie in fp8; embeddings are looked up, not applied.
+_T5_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
+
+
+def check_quantise(quantise: str, device: str | torch.device = "cpu") -> None:
+    """UserError, before anything is loaded, unless it is a way that can be gone on this device."""
+    if quantise not in WAYS:
+        raise UserError(f"option quantise is {quantise!r}; expected one of {', '.join(WAYS)}")
+    package = PACKAGES.get(quantise)
+    if package is None:
+        return
+    try:
+        __import__(package)
+        __import__("accelerate")
+    except Exception as error:  # a package that is there and was built for another torch raises what it likes
+        name = "accelerate" if isinstance(error, ImportError) and error.name == "accelerate" else package
+        missing = isinstance(error, ImportError) and error.name == name
+        raise UserError(f"option quantise is {quantise!r}, for which the package {name!r} is needed and "
+                        f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
+                        "or quantise=fp8, which needs none") from error
+    if quantise in NEED_GPU and torch.device(device).type == "cpu":
+        raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
+                        "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
+
+
+def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    """Arguments for `from_pretrained` of diffusers or transformers; {} for a way that follows the loading."""
+    if quantise not in WHILE_LOADING:
+        return {}
+    import diffusers
+    import transformers
+
+    config = (diffusers if library == "diffusers" else transformers).BitsAndBytesConfig
+    how = ({"load_in_8bit": True} if quantise == "int8" else
+           {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype})
+    # bitsandbytes forbids to move a part afterwards, so it is loaded where it will be.
+    return {"quantization_config": config(**how), "device_map": {"": torch.device(device)}}
+
+
+def quantised(part: nn.Module, quantise: str, dtype: torch.dtype) -> nn.Module:
+    """A loaded part with its weights in fewer bits, for the ways that follow the loading; in place."""
+    if quantise == "fp8":
+        cast_storage(part, dtype)
+    elif quantise == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(part, Int8WeightOnlyConfig())
+    return part
+
+
+def swapped(part: nn.Module, quantise: str, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """A loaded part with bitsandbytes' layers in place of its linear ones, on a device; in place.
+
+    For what does not come from a folder: the libraries' loaders of single files take only what is quantised already.
+    """
+    import bitsandbytes as bnb
+
+    for name, layer in list(part.named_modules()):
+        if type(layer) is not nn.Linear:
+            continue
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        weight = layer.weight.data.cpu()
+        if quantise == "nf4":
+            new = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4", device="meta")
+            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+        else:
+            new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
+            new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        new.bias = layer.bias
+        part.set_submodule(name, new.to(device))
+    return part.to(device)
+
+
+def cast_storage(part: nn.Module, dtype: torch.dtype) -> None:
+    """Keep a part's large layers in float8 and compute in `dtype`; works without weights (meta device) too."""
+    from diffusers import ModelMixin
+    from diffusers.hooks import apply_layerwise_casting
+
+    if isinstance(part, ModelMixin):
+        part.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    else:
+        apply_layerwise_casting(part, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype,
+                                skip_modules_pattern=_T5_WHOLE)
