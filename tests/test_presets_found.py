@@ -117,8 +117,16 @@ def test_reflect_dit_with_its_picture_encoder_in_a_repository_of_its_own(tmp_pat
     assert choice.load().max_context == 3
     again = from_settings(json.loads(json.dumps(choice.settings())))
     assert again.parts == choice.parts and again.fingerprint() == choice.fingerprint()
-    with pytest.raises(UserError, match="SANA family is a folder.*--part image_encoder"):
+    with pytest.raises(UserError, match="a SanaPipeline is a folder.*--part image_encoder"):
         ModelChoice(str(plain), parts={"vae": str(plain)}).load()
+
+
+def test_an_editor_is_a_folder_whole(tmp_path):
+    from tiny_editors import write_tiny_kontext
+
+    editor = write_tiny_kontext(tmp_path / "kontext")
+    with pytest.raises(UserError, match="a FluxKontextPipeline is a folder in diffusers layout; expected no --part"):
+        ModelChoice(str(editor), parts={"vae": str(editor)}).load()
 
 
 @pytest.mark.parametrize("name, said", [

@@ -141,6 +141,20 @@ def test_bitsandbytes_without_a_gpu_is_told_before_anything_is_loaded(base, monk
         FluxCorrector.from_folder(base, quantise="nf4")
 
 
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_what_cannot_be_moved_is_not_offloaded(base, monkeypatch, quantise):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
+    with pytest.raises(UserError, match="cannot be moved, and option offload is 'component'.*try quantise=fp8"):
+        FluxCorrector.from_folder(base, quantise=quantise, offload="component")
+
+
+@pytest.mark.parametrize("offload", ["component", "layers"])
+def test_fp8_may_be_offloaded(base, offload):
+    plain = FluxCorrector.from_folder(base, quantise="fp8")
+    other = FluxCorrector.from_folder(base, quantise="fp8", offload=offload)
+    assert torch.equal(plain.draw_latents([request()])[0], other.draw_latents([request()])[0])
+
+
 def test_a_way_that_there_is_not():
     with pytest.raises(UserError, match="'fp4'; expected one of none, fp8, int8, nf4, torchao-int8"):
         check_quantise("fp4")

@@ -23,7 +23,7 @@ NEED_GPU = WHILE_LOADING
 _T5_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
 
 
-def check_quantise(quantise: str, device: str | torch.device = "cpu") -> None:
+def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: str = "none") -> None:
     """UserError, before anything is loaded, unless it is a way that can be gone on this device."""
     if quantise not in WAYS:
         raise UserError(f"option quantise is {quantise!r}; expected one of {', '.join(WAYS)}")
@@ -39,6 +39,9 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu") -> None:
         raise UserError(f"option quantise is {quantise!r}, for which the package {name!r} is needed and "
                         f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
                         "or quantise=fp8, which needs none") from error
+    if quantise in WHILE_LOADING and offload != "none":
+        raise UserError(f"option quantise is {quantise!r}, whose weights cannot be moved, and option offload is "
+                        f"{offload!r}; expected one of them; try quantise=fp8 with it")
     if quantise in NEED_GPU and torch.device(device).type == "cpu":
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")

@@ -96,13 +96,15 @@ class ModelChoice:
         _check_device("--device ", self.device)
         _check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
-        if self.family == "SanaPipeline":
-            if other := sorted(set(self.parts) - {VISION}):
-                raise UserError(f"--part {other[0]}={self.parts[other[0]]}: a model of the SANA family is a folder in "
-                                f"diffusers layout; expected --part {VISION}=FOLDER alone; try the folder of the model")
-            extra |= {"vision": self.parts[VISION]} if self.parts else {}
+        if self.family == "FluxPipeline":
+            extra |= {"parts": self.parts} if self.parts else {}
         elif self.parts:
-            extra["parts"] = self.parts
+            allowed = {VISION} if self.family == "SanaPipeline" else set()
+            if other := sorted(set(self.parts) - allowed):
+                raise UserError(f"--part {other[0]}={self.parts[other[0]]}: a {self.family} is a folder in diffusers "
+                                f"layout; expected {f'--part {VISION}=FOLDER alone' if allowed else 'no --part'}; try "
+                                "the folder of the model")
+            extra["vision"] = self.parts[VISION]
         return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
                               **{**self.options, **options})
 
