@@ -45,7 +45,7 @@ function loop(title, readme, { model, join, kind, prompt, server, seed = 0, cand
                                reflect = true, refine = false, words = "", say = "replace", keep = "best" } = {}) {
   const speakers = {
     ...(reflect ? { reflector: { type: "ReflectReflector", widgets: { words, say }, top: 1160, height: 260 } } : {}),
-    ...(refine ? { refiner: { type: "ReflectRefiner", top: 1160, height: 200 } } : {}),
+    ...(refine ? { refiner: { type: "ReflectRefiner", top: reflect ? 1500 : 1160, height: 200 } } : {}),
   };
   const body = ["start", "sample", "shown", "verifier", ...Object.keys(speakers), "controller"];
   const links = [
