@@ -141,18 +141,30 @@ def test_bitsandbytes_without_a_gpu_is_told_before_anything_is_loaded(base, monk
         FluxCorrector.from_folder(base, quantise="nf4")
 
 
-@pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_what_cannot_be_moved_is_not_offloaded(base, monkeypatch, quantise):
+def test_what_cannot_be_moved_is_not_offloaded(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
-    with pytest.raises(UserError, match="cannot be moved, and option offload is 'component'.*try quantise=fp8"):
-        FluxCorrector.from_folder(base, quantise=quantise, offload="component")
+    with pytest.raises(UserError, match="cannot move, and option offload is 'component'.*try quantise=nf4"):
+        FluxCorrector.from_folder(base, quantise="int8", offload="component")
 
 
+@pytest.mark.parametrize("quantise", ["fp8", "nf4", "torchao-int8"])
 @pytest.mark.parametrize("offload", ["component", "layers"])
-def test_fp8_may_be_offloaded(base, offload):
-    plain = FluxCorrector.from_folder(base, quantise="fp8")
-    other = FluxCorrector.from_folder(base, quantise="fp8", offload=offload)
-    assert torch.equal(plain.draw_latents([request()])[0], other.draw_latents([request()])[0])
+def test_packed_weights_are_offloaded_and_draw_the_same(base, files, quantise, offload, needs, monkeypatch):
+    """`cpu:0` is another name than the CPU's, so that what goes home and comes is moved."""
+    needs(quantise)
+    moves = []
+    move = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: moves.append((type(self).__name__, str(a)))
+                        or move(self, *a, **k))
+    for plain, other in zip(both_ways(base, files, quantise),
+                            both_ways(base, files, quantise, device="cpu:0", offload=offload), strict=True):
+        moves.clear()
+        a, b = plain.draw_latents([request()])[0], other.draw_latents([request()])[0]
+        # The same weights elsewhere in memory may round otherwise.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        layers = {name for name, where in moves if "index=0" in where}
+        assert quantise != "nf4" or "Linear4bit" in layers
+        assert not {"FluxTransformer2DModel", "T5EncoderModel"} & layers, "not as a whole"
 
 
 def test_a_way_that_there_is_not():

@@ -215,6 +215,11 @@ class _Group:
                 layer.to(device)
 
 
+def send_home(part: nn.Module) -> None:
+    """A part to main memory layer by layer, also one of quantised layers, which diffusers does not move as a whole."""
+    _Group(part.modules(), HOME, pin=False)
+
+
 def blocks_of(part: nn.Module) -> list[nn.Module]:
     """The outermost blocks of a part in the order in which they compute: the elements of its lists of modules."""
     found: list[nn.Module] = []

@@ -39,9 +39,9 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
         raise UserError(f"option quantise is {quantise!r}, for which the package {name!r} is needed and "
                         f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
                         "or quantise=fp8, which needs none") from error
-    if quantise in WHILE_LOADING and offload != "none":
-        raise UserError(f"option quantise is {quantise!r}, whose weights cannot be moved, and option offload is "
-                        f"{offload!r}; expected one of them; try quantise=fp8 with it")
+    if quantise == "int8" and offload != "none":
+        raise UserError(f"option quantise is 'int8', whose weights bitsandbytes cannot move, and option offload is "
+                        f"{offload!r}; expected one of them; try quantise=nf4 or fp8 with it")
     if quantise in NEED_GPU and torch.device(device).type == "cpu":
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
@@ -57,7 +57,7 @@ def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str 
     config = (diffusers if library == "diffusers" else transformers).BitsAndBytesConfig
     how = ({"load_in_8bit": True} if quantise == "int8" else
            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype})
-    # bitsandbytes forbids to move a part afterwards, so it is loaded where it will be.
+    # diffusers forbids to move such a part as a whole afterwards, so it is loaded where it is packed.
     return {"quantization_config": config(**how), "device_map": {"": torch.device(device)}}
 
 

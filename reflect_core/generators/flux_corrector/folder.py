@@ -20,7 +20,8 @@ from ...model_files import check_safetensors, read_json
 from ...presets.load import read_settings
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
-from ..quantise import check_quantise, loading_config, quantised
+from ..offload import send_home
+from ..quantise import WHILE_LOADING, check_quantise, loading_config, quantised
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE
 from .single_files import FilePart, load_file_part, make_scheduler, outline
@@ -30,9 +31,14 @@ __all__ = ["check_folder", "folder_lora", "load_components", "load_outlines", "l
            "save_text_encoder", "write_folder"]
 
 
+PACKED = ("transformer", "text_encoder_2")
+"""Components whose weights may be kept in fewer bits."""
+
+
 def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
                     encoder_device: str | torch.device | None = None,
-                    parts: Mapping[str, str | Path] | None = None, quantise: str = "none") -> dict[str, Any]:
+                    parts: Mapping[str, str | Path] | None = None, quantise: str = "none",
+                    pack_on: str | torch.device | None = None) -> dict[str, Any]:
     """Every component of a model by its diffusers name, models in evaluation mode and frozen.
 
     All is checked before the first weight is read, and each model is on its device before the next is read.
@@ -42,6 +48,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         folder: or a single file, see `sources.py`; `parts`: components that come from elsewhere.
         encoder_device: where the two text encoders go; None: `device`, like the rest.
         quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`.
+        pack_on: where bitsandbytes packs them, each part by itself, before it goes to its `device`; None: there.
     """
     check_quantise(quantise, device)
     sources, loaded = find_sources(folder, parts), {}
@@ -51,7 +58,10 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
             if name not in sources:
                 loaded[name] = make_scheduler(sources["transformer"].config)
             else:
-                loaded[name] = _load(sources[name], dtype, where, quantise)
+                packs = pack_on is not None and quantise in WHILE_LOADING and name in PACKED
+                loaded[name] = _load(sources[name], dtype, pack_on if packs else where, quantise)
+                if packs:
+                    send_home(loaded[name])
     _fit_tokenizer(loaded["tokenizer"], loaded["text_encoder"])
     return loaded
 
@@ -60,7 +70,7 @@ def _load(part: FolderPart | FilePart, dtype: torch.dtype, device: str | torch.d
     """One component, a model on its device."""
     if isinstance(part, FilePart):
         return load_file_part(part, dtype, device, quantise)
-    way = quantise if part.name in ("transformer", "text_encoder_2") else "none"
+    way = quantise if part.name in PACKED else "none"
     how = loading_config(way, part.entry[0], dtype, device)
     loaded = load_part(part.folder.parent, part.folder.name, part.entry, dtype, **how)
     if not isinstance(loaded, nn.Module):

@@ -129,7 +129,8 @@ class FluxCorrector:
         elif lora is not None:
             lora = ConditionLora.load(lora, outlines["transformer"])
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        loaded = load_components(path, dtype, home, encoder_home, parts, quantise)
+        loaded = load_components(path, dtype, home, encoder_home, parts, quantise,
+                                 None if offload == "none" else device)
         if lora is not None:
             lora = lora.to(home, dtype).requires_grad_(False)
         made = cls(**loaded, lora=lora, options=options, defaults=defaults)
