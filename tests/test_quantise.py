@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from flux_files import write_base, write_files
 from test_single_files import FP8, drawn, load, request, same
 
@@ -152,6 +153,8 @@ def test_what_cannot_be_moved_is_not_offloaded(base, monkeypatch):
 def test_packed_weights_are_offloaded_and_draw_the_same(base, files, quantise, offload, needs, monkeypatch):
     """`cpu:0` is another name than the CPU's, so that what goes home and comes is moved."""
     needs(quantise)
+    if quantise == "nf4" and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("transformers 4 takes cpu:0 for an accelerator")
     moves = []
     move = torch.nn.Module.to
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: moves.append((type(self).__name__, str(a)))
