@@ -124,7 +124,7 @@ dropped; a picture from noise may be the answer. *official* in the all-in-one no
 
 With the model *shapes-flux* and **Load Judge** with *shapes* the same workflow runs without a download.`, 760),
     { model: "flux-corrector", join: "search", server: { ask: "checks", reflect: "edits" }, candidates: 2, first: 32, rounds: 17,
-      budget: 64, refine: true, prompt: "a cat asleep left of two red mugs on a wooden table" }),
+      budget: 64, refine: true }),
 
   reflect_dit: loop("reflect_dit", note(`## Reflect-DiT (arXiv 2503.12271)
 
