@@ -31,7 +31,7 @@ class ReflectLoop(io.ComfyNode):
     def execute(cls, reflect_model, judge, prompt: str, seed: int, policy: str, budget: int, steps: int,
                 guidance: float, width: int, height: int) -> io.NodeOutput:
         node, prompts = cls.hidden.unique_id, cls.hidden.dynprompt
-        with speaking_as(NAME):
+        with speaking_as(NAME), judge.at_work():
             request = reflect_model.request(prompt, seed, steps, guidance, width, height)
             judge.judge.check(request)
             judge.prepare(prompt)
@@ -47,7 +47,7 @@ class ReflectLoop(io.ComfyNode):
                 raise UserError("the budget was spent before a picture was judged; try a larger one")
             branches = getattr(stepper.policy, "branches", 1)
             so_far = relay.RunSoFar(run, branches, reflect_model.name, reflect_model.fingerprint,
-                                    {**reflect_model.settings, "judge": judge.judge.settings()}, stepper.policy,
+                                    {**reflect_model.settings, "judge": judge.judge.settings(prompt)}, stepper.policy,
                                     chosen.id, max(reflect_model.generator.max_context, 1), edits)
             return results(so_far, chosen.accepted, own_part(node), cls.hidden.extra_pnginfo)
 

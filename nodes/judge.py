@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import comfy.model_management as manager
@@ -30,8 +32,19 @@ class ReflectJudge:
     def prepare(self, prompt: str) -> None:
         """Before it is asked of a prompt. UserError if it cannot be; ComfyUI's own exception on Cancel."""
         self.judge.check_prompt(prompt)
-        self.wait()
         self.judge.prepare(prompt)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Cancel ends what is waited for; what was asked for a run that failed goes on no other one's record."""
+        self.wait()
+        try:
+            yield
+        except BaseException:
+            for actor in (self.actors.verifier, self.actors.reflector, self.actors.refiner):
+                if hasattr(actor, "asked"):
+                    actor.asked.clear()
+            raise
 
     def wait(self) -> None:
         """Let Cancel end what is waited for."""
@@ -69,7 +82,7 @@ class ReflectVerifier(io.ComfyNode):
     @classmethod
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None,
                 image=None) -> io.NodeOutput:
-        with speaking_as("Verifier", _round(run_in)):
+        with speaking_as("Verifier", _round(run_in)), judge.at_work():
             if run_in is None and image is None:
                 raise UserError("got neither a run nor an image; expected one of the two, or both")
             judge.prepare(prompt)
@@ -79,7 +92,7 @@ class ReflectVerifier(io.ComfyNode):
                 run_in = relay.with_pictures(run_in, from_image(image))
             _expect_prompt(run_in, prompt)
             after = relay.judge(run_in, judge.actors.verifier, _progress(cls))
-            after = replace(after, settings={**after.settings, "judge": judge.judge.settings()})
+            after = replace(after, settings={**after.settings, "judge": judge.judge.settings(prompt)})
             best = after.run.best()
             return io.NodeOutput(after, best.score, after.run.accepted is not None, verdict_lines(best.verdict),
                                  best.verdict)
@@ -100,8 +113,7 @@ class ReflectReflector(io.ComfyNode):
     @classmethod
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar | None = None, image=None,
                 verdict: Verdict | None = None, words: str = "", say: str = "replace") -> io.NodeOutput:
-        with speaking_as("Reflector", _round(run_in)):
-            judge.wait()
+        with speaking_as("Reflector", _round(run_in)), judge.at_work():
             reflector = SpokenReflector(judge.actors.reflector, words or "", say, run_in.run.rounds if run_in else 1)
             if run_in is not None:
                 if image is not None or verdict is not None:
@@ -117,6 +129,7 @@ class ReflectReflector(io.ComfyNode):
             if len(pictures) != 1:
                 raise UserError(f"got {len(pictures)} pictures for one verdict; expected one; try to wire a run")
             texts = reflector.reflect(prompt, pictures, [verdict])
+            getattr(judge.actors.reflector, "asked", []).clear()  # there is no record for it
             return io.NodeOutput(None, texts[0])
 
 
@@ -130,8 +143,7 @@ class ReflectRefiner(io.ComfyNode):
 
     @classmethod
     def execute(cls, judge: ReflectJudge, prompt: str, run_in: relay.RunSoFar) -> io.NodeOutput:
-        with speaking_as("Prompt Refiner", _round(run_in)):
-            judge.wait()
+        with speaking_as("Prompt Refiner", _round(run_in)), judge.at_work():
             if judge.actors.refiner is None:
                 raise UserError(f"the judge {judge.judge.name!r} rewrites no prompts; try to leave the Prompt Refiner "
                                 "out")

@@ -114,6 +114,7 @@ def _folders() -> dict[str, Path]:
     for kind in KINDS:
         for root in folder_paths.get_folder_paths(kind):
             for config in sorted(Path(root).glob("*/config.json")):
-                if (config.parent / "preprocessor_config.json").is_file():
+                if any((config.parent / name).is_file() for name in ("preprocessor_config.json",
+                                                                     "processor_config.json")):
                     found.setdefault(config.parent.name, config.parent)
     return found

@@ -41,7 +41,8 @@ class ReflectRewardJudge(io.ComfyNode):
         with speaking_as("Load Judge (reward model)"):
             folder = _folders().get(model)
             if folder is None:
-                sources = "; ".join(f"{one.repository} ({one.size}; {one.licence})" for one in SOURCES[kind])
+                sources = ", or ".join("; ".join(f"{one.repository} ({one.size}; {one.licence})" for one in group)
+                                       for group in SOURCES[kind])
                 raise UserError(f"there is no model {model!r} for {kind}; expected a folder below "
                                 f"{Path(folder_paths.models_dir) / KINDS[0]} with the files of {sources}; try to "
                                 "reload the page after putting it there")

@@ -66,6 +66,8 @@ def judge(one: Judge, prompt: str) -> list[Finding]:
     """Whether a judge can be reached, answers as it is asked, and tells two plain pictures apart."""
     from PIL import Image
 
+    if one.name in ("shapes", "none"):
+        return [Finding("judge", True, f"{one.name} comes with the pack, and needs nothing")]
     try:
         told = one.prepare(prompt)
         actors = one.actors()

@@ -27,10 +27,11 @@ class FakeServer:
     is. `schema`: it keeps to schemas; else it answers in prose at first. `words(document, red)`: its text."""
 
     def __init__(self, latency=0.0, fault: Callable[[int], str | None] = lambda number: None, logprobs=True,
-                 schema=True, models=("fake-vl",), words=None, key=None, refuses=(), sees=True, hang=30.0):
+                 schema=True, models=("fake-vl",), words=None, key=None, refuses=(), sees=True, hang=30.0,
+                 most_logprobs=20):
         self.latency, self.fault, self.logprobs, self.schema = latency, fault, logprobs, schema
         self.models, self.words, self.key, self.refuses, self.sees = list(models), words, key, tuple(refuses), sees
-        self.hang = hang
+        self.hang, self.most_logprobs = hang, most_logprobs
         self.lock = threading.Lock()
         self.number = self.now = self.most = 0
         self.documents: list[dict] = []
@@ -127,6 +128,9 @@ class FakeServer:
                     return self._send(404, {"error": {"message": f"The model `{document['model']}` does not exist"}})
                 if fake.status:
                     return self._send(fake.status[0], {"error": {"message": fake.status[1]}})
+                if document.get("top_logprobs", 0) > fake.most_logprobs:
+                    most = f"Requested sample logprobs of 20, max allowed: {fake.most_logprobs}"
+                    return self._send(400, {"error": {"message": most}})
                 for name in fake.refuses:
                     if name in document:
                         return self._send(400, {"error": {"message": f"Unsupported parameter: '{name}'"}})

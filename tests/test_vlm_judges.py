@@ -48,7 +48,8 @@ def is_red(question):
     (Answer("Yes."), 1.0, "word", None),
     (Answer("**No**, there is none"), 0.0, "word", None),
     (Answer("Answer: yes"), 1.0, "word", None),
-    (Answer("Yes", 0.1, 0.05), 1.0, "word", 0.15),
+    (Answer("Yes", 0.1, 0.05), 2 / 3, "tokens", 0.15),
+    (Answer("Yes", 0.26, 0.23), 0.26 / 0.49, "tokens", 0.49),
 ])
 def test_readings(answer, p, how, mass):
     reading = read(answer)
@@ -62,6 +63,8 @@ def test_readings(answer, p, how, mass):
     (Answer("\u662f\u7684"), "does not answer yes or no"),
     (Answer("Nothing is wrong"), "does not answer"),
     (Answer("", 0.0, 0.0), "it said nothing"),
+    (Answer("Yes", 0.04, 0.02), "does not answer .*at 0.06 together"),
+    (Answer("Yes", 0.1, 0.3), "does not answer .*at 0.40 together"),
     (Answer(error="HTTP 500: oops"), "HTTP 500"),
 ])
 def test_what_cannot_be_read_says_why(answer, why):
@@ -113,6 +116,10 @@ def test_a_check_without_an_answer_is_no_pass_and_no_score():
     verdict = ChecklistVerifier(chat, own=three).judge("p", [RED])[0]
     assert verdict.judged and not verdict.accepted and verdict.score == 1.0
     assert [c.passed for c in verdict.checks] == [True, False, True] and "HTTP 500" in verdict.checks[1].note
+    assert verdict.reason == "no answer to: red?"
+    listener = Table(lambda q: "Add a ball")
+    SentenceReflector(listener).reflect("p", [RED], [verdict])
+    assert "red?" not in listener.questions[0].text
     verdict = ChecklistVerifier(chat, own=three[:2]).judge("p", [RED])[0]
     assert not verdict.judged and verdict.score == 0.0 and "HTTP 500" in verdict.reason
 
@@ -175,6 +182,11 @@ def test_a_prompt_with_braces_is_text():
      "Nothing but the dog is right: add a cat"),
     ("\u2022 Move the \x1b[31mcup\x00\u202e", "Move the [31mcup", "Move the [31mcup"),
     ("- Add a ball\n- Add a ball", "Add a ball", "Add a ball"),
+    ("The picture matches the description except that the dog is missing.",) * 2 + (
+        "The picture matches the description except that the dog is missing",),
+    ("No issues with the cat, but the dog is missing", "No issues with the cat, but the dog is missing",
+     "No issues with the cat, but the dog is missing"),
+    ('A sign that says "OPEN"',) * 3, ("No", "", ""), ("Yes.", "", ""), ("New prompt: a cat", "a cat", "a cat"),
 ])
 def test_reflections_out_of_replies(reply, one, several):
     assert sentence(reply, 300) == one
@@ -204,6 +216,12 @@ def test_reflectors_ask_only_of_what_is_wrong(kind):
     assert [text.rstrip(".") for text in said] == ["", "Add a ball", ""]
     assert len(chat.questions) == 2 == reflector.spent.judge_calls
     assert reflector.asked[1].error == "HTTP 500"
+
+
+def test_a_reply_in_another_language_is_not_handed_on():
+    chat = Table(lambda q: "\u6ca1\u6709\u72d7\uff0c\u8bf7\u6dfb\u52a0" if is_red(q) else "Ajoutez un chien à droite")
+    said = SentenceReflector(chat).reflect("a dog", [RED, BLUE], [WRONG, WRONG])
+    assert said == ["", "Ajoutez un chien à droite"]
 
 
 def test_a_reflector_hears_what_failed():
@@ -247,6 +265,12 @@ def test_only_what_fits_is_taken(value):
     fits = isinstance(value, dict) and isinstance(value.get("name"), str) and type(value.get("number")) is int \
         and 0 <= value["number"] <= 3
     assert (misfit(SCHEMA, value) is None) == fits
+
+
+def test_blank_checks_are_none():
+    blank = json.dumps({"questions": [{"about": "object", "question": " \u200b "}]})
+    with pytest.raises(UserError, match="its questions are blank"):
+        ChecklistVerifier(Table(lambda q: blank)).judge("a ball", [RED])
 
 
 def test_a_model_without_checks_is_an_error_with_a_cure():

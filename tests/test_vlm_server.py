@@ -13,11 +13,12 @@ from PIL import Image
 
 from reflect_core.judges import find_judge
 from reflect_core.types import UserError
-from reflect_core.verifiers.match import MatchVerifier
+from reflect_core.verifiers.match import MatchVerifier, not_judged
 from reflect_core.vlm.chat import Question
 from reflect_core.vlm.keys import check_url, find_key, key_variable
 from reflect_core.vlm.probe import probe
 from reflect_core.vlm.server import PATIENCE, Server, ServerOptions
+from reflect_core.vlm.wire import from_reply
 
 
 def reds(count, side=64):
@@ -210,7 +211,7 @@ def test_a_server_that_ignores_the_schema_is_asked_again():
         verifier = judge.actors().verifier
         verdicts = verifier.judge("a red ball", reds(3))
     assert all(v.judged for v in verdicts) and len(verdicts[0].checks) == 5
-    assert verifier.spent.judge_calls == 3 + 6
+    assert verifier.spent.judge_calls == 2 + 6
     assert "prose" in fake.documents[-1]["messages"][2]["content"]
 
 
@@ -274,7 +275,9 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(monkeypatc
 
 def test_variables_of_keys(monkeypatch):
     assert key_variable("https://api.openai.com/v1") == "OPENAI_API_KEY"
-    assert key_variable("http://my-box.local:8000/v1") == "REFLECT_KEY_MY_BOX_LOCAL"
+    assert key_variable("http://my-box.local:8000/v1") == "REFLECT_KEY_MY__BOX_LOCAL"
+    hosts = ["api.example.com", "api-example.com", "api.ex.ample.com", "a--b.c", "a_b.c", "[::1]", "x.a-b", "xn--a.b"]
+    assert len({key_variable(f"https://{host}/v1") for host in hosts}) == len(hosts)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     assert find_key("https://api.openai.com/v1") == "k"
     assert find_key("https://api.openai.com.evil.example/v1") is None
@@ -321,3 +324,86 @@ def test_large_pictures_are_sent_smaller_and_only_once():
     urls = {d["messages"][-1]["content"][0]["image_url"]["url"] for d in fake.documents}
     assert len(urls) == 1
     assert Image.open(io.BytesIO(base64.b64decode(urls.pop().partition(",")[2]))).size == (100, 50)
+
+
+def test_a_server_that_gives_fewer_alternatives_is_asked_for_fewer():
+    with FakeServer(most_logprobs=5).running() as fake:
+        judge = find_judge(fake.url, {"ask": "match", "pause": 0.01})
+        told = judge.prepare("a red ball")
+        verdict = judge.actors().verifier.judge("a red ball", reds(41)[40:])[0]
+    assert "first token's probabilities" in told[0] and verdict.details["how"] == "tokens"
+    assert fake.documents[-1]["top_logprobs"] == 5 and judge.chat.dropped == set()
+
+
+def test_a_picture_that_is_refused_does_not_end_the_run():
+    with FakeServer().running() as fake:
+        judge = find_judge(fake.url, {"ask": "match", "pause": 0.01})
+        judge.prepare("a red ball")
+        fake.status = (400, "the image may violate our policy")
+        verdict = judge.actors().verifier.judge("a red ball", reds(1))[0]
+    assert not verdict.judged and "violate our policy" in verdict.reason
+
+
+@pytest.mark.parametrize("content, said", [
+    ([{"type": "text", "text": None}], "it is empty"), ([{"type": "text", "text": "yes"}], None), (7, "it has no text"),
+    ("<think>hm</think> yes", None)])
+def test_replies_of_odd_shapes(content, said):
+    reply = {"choices": [{"message": {"content": content}}]}
+    if said is None:
+        assert from_reply(reply).text == "yes"
+    else:
+        with pytest.raises(ValueError, match=said):
+            from_reply(reply)
+
+
+def test_a_model_that_thinks_needs_room(monkeypatch):
+    """All its tokens go into thoughts: that is told at once, and with room for them it is a judge."""
+    def answer(self, document):
+        made = original(self, document)
+        made["choices"][0].pop("logprobs", None)
+        if document["max_tokens"] < 2000:
+            made["choices"][0].update(message={"content": None, "reasoning_content": "hm"}, finish_reason="length")
+        return made
+
+    original = FakeServer.answer
+    monkeypatch.setattr(FakeServer, "answer", answer)
+    with FakeServer().running() as fake:
+        with pytest.raises(UserError, match="it thought until .*ask=rubric with option thinking=2000"):
+            find_judge(fake.url, {"pause": 0.01}).prepare("a red ball")
+        with pytest.raises(UserError, match="try option thinking=4000"):
+            find_judge(fake.url, {"ask": "rubric", "pause": 0.01}).prepare("a red ball")
+        assert fake.number == 3, "asked again it would think again"
+        judge = find_judge(fake.url, {"ask": "rubric", "thinking": 4000, "pause": 0.01})
+        judge.prepare("a red ball")
+        assert judge.actors().verifier.judge("a red ball", reds(1))[0].judged
+
+
+def test_what_was_answered_before_a_server_died_is_paid_for():
+    with FakeServer(fault=lambda number: "500" if number >= 5 else None).running() as fake:
+        verifier = MatchVerifier(server_at(fake.url, attempts=1, concurrency=1))
+        with pytest.raises(UserError, match="does not answer"):
+            verifier.judge("a red ball", reds(30))
+        assert [bool(one.error) for one in verifier.asked] == [False] * 5 + [True] * (PATIENCE - 1)
+        fake.fault = lambda number: None
+        verifier.judge("a red ball", reds(1))
+        assert verifier.spent.judge_calls == 5 + PATIENCE - 1 + 1
+
+
+def test_a_reflector_alone_is_not_prepared_as_a_judge():
+    with FakeServer(words=lambda document, red: "Add a dog").running() as fake:
+        judge = find_judge(fake.url, {"reflect": "tuned", "pause": 0.01})
+        judge.connect(judges=False)
+        assert fake.number == 1
+        said = judge.actors().reflector.reflect("a dog", reds(1), [not_judged("x")])
+        assert said == ["Add a dog"] and judge.actors().reflector.spent.judge_calls == 2
+
+
+def test_a_record_holds_nothing_of_other_prompts():
+    with FakeServer().running() as fake:
+        judge = find_judge(fake.url, {"pause": 0.01})
+        for prompt in ("a first one", "a second one"):
+            judge.prepare(prompt)
+    said = repr(judge.settings("a second one"))
+    assert "first" not in said and "Is there a ball?" in said
+    assert judge.settings("a second one")["options"]["found"] == {"logprobs": True, "schema": True, "dropped": []}
+    assert find_judge(judge.settings("a second one")).compiled.keys() == {"a second one"}

@@ -133,6 +133,7 @@ SERVER_OPTIONS = {
     "picture_format": "'jpeg' or 'png'",
     "temperature": "0: the likeliest words",
     "seed": "for the server, where words are drawn",
+    "thinking": "tokens on top of each answer, for a model that thinks before it (0)",
 }
 
 LOCAL_OPTIONS = {

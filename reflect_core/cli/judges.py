@@ -36,10 +36,17 @@ class Judges:
 
     @classmethod
     def recorded(cls, settings: dict[str, Any], args: argparse.Namespace) -> Judges:
-        """Those of a record, the judge with the options that are other ones now."""
-        changed = named_values(args.judge_options, "--judge-option")
-        found = {role: find_judge(settings[role]) for role in ROLES[1:] if role in settings}
-        return cls({"judge": find_judge(settings.get("judge", "shapes"), changed or None), **found})
+        """Those of a record, with the options that are other ones now."""
+        known = {"judge": settings.get("judge", "shapes"), **{role: settings[role] for role in ROLES[1:]
+                                                             if role in settings}}
+        found = {}
+        for role in ROLES:
+            changed = named_values(getattr(args, f"{role}_options"), f"--{role}-option")
+            if role in known:
+                found[role] = find_judge(known[role], changed or None)
+            elif changed:
+                raise UserError(f"got --{role}-option, and the run has no {role} of its own")
+        return cls(found)
 
     def check_prompt(self, prompt: str) -> None:
         for judge in self.by_role.values():
@@ -56,7 +63,14 @@ class Judges:
 
     def prepare(self, prompt: str) -> list[str]:
         """What the user should know of them, a line each. UserError where one cannot work."""
-        return [line for judge in self.by_role.values() for line in judge.prepare(prompt)]
+        told = []
+        for role, judge in self.by_role.items():
+            told += judge.prepare(prompt) if role in ("judge", "audit") else judge.connect(judges=False)
+        return told
+
+    def close(self) -> None:
+        for judge in self.by_role.values():
+            judge.close()
 
     def actors(self, folder: Path) -> Actors:
         actors = {role: judge.actors(folder) for role, judge in self.by_role.items()}
@@ -64,6 +78,6 @@ class Judges:
         verifier = Audited(judge.verifier, actors["audit"].verifier) if "audit" in actors else judge.verifier
         return Actors(verifier, actors.get("reflector", judge).reflector, actors.get("refiner", judge).refiner)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, prompt: str) -> dict[str, Any]:
         """For a record."""
-        return {role: judge.settings() for role, judge in self.by_role.items()}
+        return {role: judge.settings(prompt) for role, judge in self.by_role.items()}

@@ -126,8 +126,10 @@ def _resume(commands) -> None:
     parser = _command(commands, "resume", "run:resume", "go on with a run that was interrupted", SEARCH_CODES)
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     _moved_model(parser)
-    parser.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
-                        help="an option of the judge that has changed, such as url=ADDRESS; may be repeated")
+    for role in ("judge", "reflector", "refiner", "audit"):
+        parser.add_argument(f"--{role}-option", action="append", default=[], metavar="NAME=VALUE",
+                            dest=f"{role}_options", help=f"an option of the {role} that is another one now, such as "
+                            "url=ADDRESS; may be repeated")
     _output(parser)
 
 

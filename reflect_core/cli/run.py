@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
         stepper = search.start(
             request, policy, generator, actors.verifier, actors.reflector, actors.refiner, budget=budget,
             chunk=args.chunk, folder=folder, model=args.model, fingerprint=choice.fingerprint(),
-            settings={**judge.settings(), "model": choice.settings()}, on_event=progress)
-        return _drive(stepper, folder, progress, args.json)
+            settings={**judge.settings(request.prompt), "model": choice.settings()}, on_event=progress)
+        with closing(judge):
+            return _drive(stepper, folder, progress, args.json)
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -89,8 +91,10 @@ def resume(args: argparse.Namespace) -> int:
             generator = choice.load()
         stepper = search.resume(folder, generator, actors.verifier, actors.reflector, actors.refiner,
                                 fingerprint=choice.fingerprint(),
-                                settings={**judge.settings(), "model": choice.settings()}, on_event=progress)
-        return _drive(stepper, folder, progress, args.json)
+                                settings={**judge.settings(header.request.prompt), "model": choice.settings()},
+                                on_event=progress)
+        with closing(judge):
+            return _drive(stepper, folder, progress, args.json)
 
 
 def _drive(stepper: Stepper, folder: Path, progress: Progress, as_json: bool) -> int:

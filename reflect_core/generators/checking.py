@@ -21,3 +21,15 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """UserError unless an option is one of these."""
     if value not in choices:
         raise UserError(f"option {name} is {value!r}; expected {' or '.join(map(repr, choices))}")
+
+
+def check_device(flag: str, device: object) -> None:
+    """UserError if torch cannot use a device. None is none."""
+    import torch
+
+    try:
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the device {device!r} cannot be used ({said}); try {flag}cpu") from None

@@ -27,8 +27,8 @@ def find_judge(name: Any, options: dict[str, Any] | None = None) -> Judge:
     if isinstance(name, Judge):
         return name
     if isinstance(name, dict):
-        name, options = name.get("name"), {**(name.get("options") or {}), **(options or {})}
-    options = dict(options or {})
+        name, options = name.get("name"), {**_mapping(name.get("options")), **_mapping(options)}
+    options = _mapping(options)
     if isinstance(name, str) and name.startswith(("http://", "https://")):
         name, options = "server", {"url": name, **options}
     elif isinstance(name, str) and name not in JUDGES and Path(name).expanduser().is_dir():
@@ -46,3 +46,9 @@ def find_judge(name: Any, options: dict[str, Any] | None = None) -> Judge:
     if options:
         raise UserError(f"the judge {name!r} has no option {sorted(options)[0]!r}; expected none")
     return cls()
+
+
+def _mapping(options: Any) -> dict[str, Any]:
+    if not isinstance(options, dict | None):
+        raise UserError(f"the options of a judge are {options!r}; expected names and values")
+    return dict(options or {})

@@ -33,9 +33,9 @@ class Judge:
     def suit(self, policy: str) -> None:
         """Speak as the model of that policy's paper learned it, where nobody has said how."""
 
-    def connect(self) -> list[str]:
+    def connect(self, judges: bool = True) -> list[str]:
         """Load it, or call on its server, and look whether it works; once. Returns what the user should know of it, a
-        line each. UserError if it cannot work."""
+        line each. UserError if it cannot work. `judges`: False for one that only reflects or rewrites prompts."""
         return []
 
     def prepare(self, prompt: str) -> list[str]:
@@ -46,15 +46,16 @@ class Judge:
         """Those of a run whose record lies in `folder`, or that has none."""
         raise NotImplementedError
 
-    def settings(self) -> Any:
-        """What a record must know to have the same judge again: no secret, no address of a person."""
+    def settings(self, prompt: str | None = None) -> Any:
+        """What the record of a run of that prompt must know to have the same judge again: no secret, and nothing of
+        other prompts."""
         return self.name
 
     def wait_with(self, on_wait: Callable[[], Any] | None) -> None:
         """Call this every now and then while an answer is waited for; it may raise to cancel."""
 
     def close(self) -> None:
-        """Let go of connections and weights."""
+        """Let go of connections, and of what is kept for later questions."""
 
 
 def expect_words(prompt: str) -> None:

@@ -25,7 +25,9 @@ class LanguageJudge(Judge):
         theirs = {field.name for field in fields(self.kind)}
         # Made for one prompt, and on its run's record; not an option that somebody gives.
         self.compiled = _compiled(options.get("compiled"))
-        given = {name: value for name, value in options.items() if name != "compiled"}
+        self.found: dict[str, Any] = {}
+        """What was found out about it, for the record."""
+        given = {name: value for name, value in options.items() if name not in ("compiled", "found")}
         if unknown := sorted(set(given) - own - theirs):
             raise UserError(f"the judge {self.name!r} has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(own | theirs))}")
@@ -55,9 +57,10 @@ class LanguageJudge(Judge):
             self._actors = Actors(self._verifier(), self._reflector(), self._refiner())
         return self._actors
 
-    def settings(self) -> dict[str, Any]:
-        compiled = [{"prompt": prompt, "checks": checks} for prompt, checks in self.compiled.items()]
-        return {"name": self.name, "options": {**self.given, **({"compiled": compiled} if compiled else {})}}
+    def settings(self, prompt: str | None = None) -> dict[str, Any]:
+        compiled = [{"prompt": one, "checks": checks} for one, checks in self.compiled.items() if one == prompt]
+        found = {"found": self.found} if self.found else {}
+        return {"name": self.name, "options": {**self.given, **({"compiled": compiled} if compiled else {}), **found}}
 
     def suit(self, policy: str) -> None:
         if "reflect" not in self.given:
@@ -65,10 +68,10 @@ class LanguageJudge(Judge):
                 "sentence" if policy == "reflect_dit" else "edits"
             self.ask = replace(self.ask, reflect=self.given["reflect"])
 
-    def connect(self) -> list[str]:
+    def connect(self, judges: bool = True) -> list[str]:
         if self._connected:
             return []
-        told = self._connect()
+        told = self._connect(judges)
         self._connected = True
         return told
 
@@ -82,7 +85,7 @@ class LanguageJudge(Judge):
         return [*told, f"each picture is asked: {' '.join(text for _, text in checks)}"]
 
     @abstractmethod
-    def _connect(self) -> list[str]: ...
+    def _connect(self, judges: bool) -> list[str]: ...
 
     def wait_with(self, on_wait: Callable[[], Any] | None) -> None:
         self.chat.on_wait = on_wait

@@ -14,5 +14,5 @@ class LocalJudge(LanguageJudge):
     def _open(self) -> Chat:
         return Local.from_folder(self.own)
 
-    def _connect(self) -> list[str]:
+    def _connect(self, judges: bool) -> list[str]:
         return [f"the judge is {self.chat.name}, on {self.chat.model.device}", *self.chat.check()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..generators.checking import one_of
+from ..generators.checking import check_device, one_of
 from ..types import UserError
 from ..verifiers.rewards import load_reward
 from .judge import Actors, Judge
@@ -24,16 +24,20 @@ class RewardJudge(Judge):
         self.shared: dict[Any, Any] = {}
         """Encoders of other rewards beside it, see `verifiers.rewards.encoder`."""
         self._actors: Actors | None = None
+        self._connected = False
         folder = self.options.get("folder")
         if not isinstance(folder, str) or not folder:
             raise UserError(f"the judge {name!r} lacks the option folder; expected where its weights are, as on the "
                             "hub")
-        self.options["folder"] = str(Path(folder).expanduser().absolute())
+        for key in ("folder", "head", "base", "processor"):  # a resume may be elsewhere
+            if isinstance(self.options.get(key), str):
+                self.options[key] = str(Path(self.options[key]).expanduser().absolute())
         one_of("dtype", self.options.get("dtype", "auto"), DTYPES)
 
-    def connect(self) -> list[str]:
-        if self._actors is not None:
+    def connect(self, judges: bool = True) -> list[str]:
+        if self._connected:
             return []
+        self._connected = True
         place = {str(device) for device in self._places()}
         return [f"the judge {self.name} is {self.options['folder']}, on {', '.join(sorted(place))}"]
 
@@ -44,7 +48,7 @@ class RewardJudge(Judge):
             self._actors = Actors(self._load(), SilentReflector())
         return self._actors
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, prompt: str | None = None) -> dict[str, Any]:
         return {"name": self.name, "options": self.options}
 
     def _places(self) -> set[Any]:
@@ -56,6 +60,7 @@ class RewardJudge(Judge):
         given = {key: value for key, value in self.options.items() if key not in ("folder", "device", "dtype")}
         device = self.options.get("device", "auto")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        check_device("--judge-option device=", device)
         dtype = self.options.get("dtype", "auto")
         if dtype != "auto":
             given["dtype"] = getattr(torch, dtype)

@@ -15,10 +15,12 @@ class ServerJudge(LanguageJudge):
     def _open(self) -> Chat:
         return Server(self.own)
 
-    def _connect(self) -> list[str]:
+    def _connect(self, judges: bool) -> list[str]:
         """Asks the server what it has and can before anything is drawn."""
-        asker = Asker(self.chat)
-        found = probe(self.chat, asker.ask_ahead, self.ask.ask)
-        self.actors().verifier.take_over(asker)
-        self.given["model"] = self.chat.options.model
-        return [found.summary(), *found.warnings]
+        asker, actors = Asker(self.chat), self.actors()
+        told = probe(self.chat, asker.ask_ahead, self.ask.ask if judges else "words")
+        # What that cost is the cost of whoever is asked in the run.
+        speaks = next((one for one in (actors.reflector, actors.refiner) if isinstance(one, Asker)), actors.verifier)
+        (actors.verifier if judges else speaks).take_over(asker)
+        self.given["model"], self.found = self.chat.options.model, told.record()
+        return [told.summary(), *told.warnings]

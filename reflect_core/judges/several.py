@@ -28,8 +28,8 @@ class Several(Judge):
         for judge in self.members.values():
             judge.suit(policy)
 
-    def connect(self) -> list[str]:
-        return [line for judge in self.members.values() for line in judge.connect()]
+    def connect(self, judges: bool = True) -> list[str]:
+        return [line for judge in self.members.values() for line in judge.connect(judges)]
 
     def prepare(self, prompt: str) -> list[str]:
         return [line for judge in self.members.values() for line in judge.prepare(prompt)]
@@ -86,8 +86,9 @@ class EnsembleJudge(Several):
         return Actors(verifier, SilentReflector()) if speaker is None else \
             Actors(verifier, speaker.reflector, speaker.refiner)
 
-    def settings(self) -> dict[str, Any]:
-        members = [{"judge": judge.settings(), "weight": self.weights[name]} for name, judge in self.members.items()]
+    def settings(self, prompt: str | None = None) -> dict[str, Any]:
+        members = [{"judge": judge.settings(prompt), "weight": self.weights[name]}
+                   for name, judge in self.members.items()]
         return {"name": self.name, "options": {**self.options, "members": members}}
 
 
@@ -107,8 +108,8 @@ class AuditedJudge(Several):
         judge, audit = (one.actors(folder) for one in self.members.values())
         return Actors(Audited(judge.verifier, audit.verifier), judge.reflector, judge.refiner)
 
-    def settings(self) -> dict[str, Any]:
-        return {"name": self.name, "options": {name: one.settings() for name, one in self.members.items()}}
+    def settings(self, prompt: str | None = None) -> dict[str, Any]:
+        return {"name": self.name, "options": {name: one.settings(prompt) for name, one in self.members.items()}}
 
 
 def _unused(name: str, taken: dict[str, Judge]) -> str:

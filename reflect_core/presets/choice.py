@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..generators.checking import check_device
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
 from .load import EDITORS, family_of, load_generator, preset_names, read_settings
@@ -93,8 +94,8 @@ class ModelChoice:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.dtype == "auto":
             self.dtype = "float32" if self.device == "cpu" else "bfloat16"
-        _check_device("--device ", self.device)
-        _check_device("--option encoder_device=", self.options.get("encoder_device"))
+        check_device("--device ", self.device)
+        check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
         if self.family == "FluxPipeline":
             extra |= {"parts": self.parts} if self.parts else {}
@@ -171,18 +172,6 @@ def part_files(name: str, where: Path) -> list[Path]:
         return [where]
     own = where / name if (where / "model_index.json").is_file() else where
     return sorted(path for path in own.rglob("*") if path.is_file() and path.suffix in KINDS)
-
-
-def _check_device(flag: str, device: Any) -> None:
-    """UserError if torch cannot use a device. None is none."""
-    import torch
-
-    try:
-        if device is not None:
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: a build without CUDA
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the device {device!r} cannot be used ({said}); try {flag}cpu") from None
 
 
 def from_settings(settings: Any, model: str | None = None, lora: str | None = None, device: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..text import readable
 from ..types import Picture, Reflector, UserError, Verdict
@@ -29,6 +30,12 @@ class SpokenReflector:
         self.words = " ".join(readable(words).split())
         if len(self.words) > MOST_WORDS:
             raise UserError(f"the words are {len(self.words)} characters long; expected {MOST_WORDS} at most")
+
+    def __getattr__(self, name: str) -> Any:
+        """What the inner one spent and asked is what this one did, see `search.actors`."""
+        if name in ("spent", "asked"):
+            return getattr(self.inner, name)
+        raise AttributeError(name)
 
     def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
         if self.words and not self.add:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from ..text import bounded
 from ..types import Picture, Verdict
+from ..verifiers.checklist import NO_ANSWER
 from ..vlm.chat import Asker, Chat, Question
-from .told import edits, sentence
+from .told import edits, foreign, sentence
 
 LONGEST = 300
 """Characters of a reflection. The published ones are a sentence or a few short edits."""
@@ -40,11 +41,13 @@ class VlmReflector(Asker):
                             for k in wrong])
         said = [""] * len(pictures)
         for k, answer in zip(wrong, answers):
-            said[k] = "" if answer.error else self._reflection(answer.text)
+            # The models that are told have learned from English; the reply itself is on the record.
+            said[k] = "" if answer.error or foreign(answer.text) else self._reflection(answer.text)
         return said
 
     def _told(self, prompt: str, verdict: Verdict) -> str:
-        failed = [check.target for check in verdict.checks if not check.passed]
+        failed = [check.target for check in verdict.checks if not check.passed
+                  and not check.note.startswith(NO_ANSWER)]
         found = f"\nA first look said no to: {bounded('; '.join(failed), 1500)}" if failed else ""
         return f"Description: {prompt}{found}"
 

@@ -18,6 +18,7 @@ from .match import not_judged
 
 MOST, LONGEST = 12, 200
 """Questions to a prompt, and characters of each."""
+NO_ANSWER = "no answer"
 ABOUT = ("object", "count", "colour", "position", "action", "text", "style", "other")
 COMPILE = ("You turn the description of a picture into questions that somebody who sees the picture can answer with "
            "yes or no. One thing a question; together they cover everything that the description asks for and nothing "
@@ -55,12 +56,14 @@ class ChecklistVerifier(Asker):
         if prompt not in self.checks:
             question = Question(f"Description: {prompt}", system=COMPILE, max_tokens=1200, schema=SCHEMA)
             told = ask_for_json(self.ask_ahead, [question])[0]
-            if isinstance(told, str):
-                raise UserError(f"the judge could not take the prompt apart into questions ({bounded(told, 300)}); "
-                                "expected a list of them; try option ask=match, or your own with option checks")
             # A model that was cut off, or repeats itself, has fewer of its own.
-            pairs = dict.fromkeys((one["about"], bounded(one["question"], LONGEST)) for one in told["questions"])
-            self.checks[prompt] = tuple(pair for pair in pairs if pair[1])[:MOST]
+            made = [] if isinstance(told, str) else told["questions"]
+            pairs = dict.fromkeys((one["about"], bounded(one["question"], LONGEST)) for one in made)
+            if not (found := tuple(pair for pair in pairs if pair[1])[:MOST]):
+                why = bounded(told, 300) if isinstance(told, str) else "its questions are blank"
+                raise UserError(f"the judge could not take the prompt apart into questions ({why}); expected a list of "
+                                "them; try option ask=match, or your own with option checks")
+            self.checks[prompt] = found
         return self.checks[prompt]
 
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
@@ -78,15 +81,19 @@ class ChecklistVerifier(Asker):
             return not_judged(next(reading for reading in readings if isinstance(reading, str)))
         made = tuple(self._check(about, text, reading) for (about, text), reading in zip(checks, readings))
         score = _geometric(known) if self.mean == "geometric" else sum(known) / len(known)
-        failed = [check.target for check in made if not check.passed]
+        failed = [check.target for check, reading in zip(made, readings) if not check.passed
+                  and isinstance(reading, Reading)]
+        unknown = [check.target for check, reading in zip(made, readings) if isinstance(reading, str)]
         details = {"p": [reading.p if isinstance(reading, Reading) else None for reading in readings],
                    "mass": [reading.mass if isinstance(reading, Reading) else None for reading in readings]}
-        reason = f"no to: {'; '.join(failed)}" if failed else f"yes to all {len(made)} questions"
-        return Verdict(score, not failed, made, reason, details)
+        parts = [f"no to: {'; '.join(failed)}"] if failed else []
+        parts += [f"{NO_ANSWER} to: {'; '.join(unknown)}"] if unknown else []
+        reason = "; ".join(parts) or f"yes to all {len(made)} questions"
+        return Verdict(score, not parts, made, reason, details)
 
     def _check(self, about: str, text: str, reading: Reading | str) -> Check:
         if isinstance(reading, str):
-            return Check(about, text, False, bounded(f"no answer: {reading}", 200))
+            return Check(about, text, False, bounded(f"{NO_ANSWER}: {reading}", 200))
         return Check(about, text, reading.p >= self.threshold, f"yes {reading.p:.2f}")
 
 

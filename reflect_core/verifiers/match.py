@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..text import bounded
 from ..types import Picture, Verdict
 from ..vlm.chat import Asker, Chat, Question
 from ..vlm.reading import read
@@ -39,4 +40,4 @@ class MatchVerifier(Asker):
 
 def not_judged(why: str) -> Verdict:
     """The verdict on a picture that nobody could judge."""
-    return Verdict(0.0, False, reason=f"not judged: {why}", judged=False)
+    return Verdict(0.0, False, reason=f"not judged: {bounded(why, 300)}", judged=False)

@@ -7,6 +7,7 @@ notes, 7.1), and leaves out those that failed (7.2).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 from ..search.pictures import pixel_sha256
 from ..types import Cost, Exchange, Picture
 
+ALL_THOUGHT = "it thought until it might not say more, and gave no answer"
+_THOUGHTS = re.compile(r"^.*</think(?:ing)?>|^\s*<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
 LONGEST_REPLY = 8_000
 """Characters of a reply that are kept on record. No judge is asked for more than a few hundred."""
 
@@ -101,18 +104,34 @@ class Asker:
             return [], Cost()
         with ThreadPoolExecutor(1) as beside:  # which takes as long as a server's answer, for large pictures
             pending = beside.submit(_hashes, questions)
-            answers, cost = self.chat.ask(questions), Cost()
-            hashes = pending.result()
-        for question, answer in zip(questions, answers, strict=True):
+            try:
+                answers = self.chat.ask(questions)
+            except BaseException as error:
+                # What was answered before is paid for.
+                self._ahead += self._keep(questions, getattr(error, "answers", ()), pending.result())
+                raise
+        return answers, self._keep(questions, answers, pending.result())
+
+    def _keep(self, questions: Sequence[Question], answers: Sequence[Answer | None], hashes: dict[int, str]) -> Cost:
+        """Put the exchanges on the list; what they cost."""
+        cost = Cost()
+        for question, answer in zip(questions, answers):
+            if answer is None:
+                continue
             shown = () if question.picture is None else (hashes[id(question.picture)],)
             cost += Cost(judge_calls=1, tokens=answer.tokens_in + answer.tokens_out)
             self.asked.append(Exchange(question.told(), shown, answer.text[:LONGEST_REPLY], answer.yes, answer.no,
                                        answer.tokens_in, answer.tokens_out, answer.attempts,
                                        round(answer.seconds, 3), answer.error))
-        return answers, cost
+        return cost
 
 
 def _hashes(questions: Sequence[Question]) -> dict[int, str]:
     """Of each picture, by its id: many questions may be about one."""
     pictures = {id(question.picture): question.picture for question in questions if question.picture is not None}
     return {key: pixel_sha256(picture.convert("RGB")) for key, picture in pictures.items()}
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without what a model thinks aloud before it."""
+    return _THOUGHTS.sub("", text).strip()

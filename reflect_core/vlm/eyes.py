@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,15 @@ class QwenEyes:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.pictures, self.template, self.side = image_processor(folder), template_of(folder, self.tokenizer), side
-        self.image_token = image_token
+        self.image_token, self.marks = image_token, marks_of(self.tokenizer)
 
     def look(self, picture: Picture) -> dict[str, Tensor]:
         """pixel_values (patches, values of one) and image_grid_thw (1, 3)."""
         return dict(self.pictures(images=[shrunk(picture, self.side)], return_tensors="pt"))
 
     def inputs(self, question: Question, sight: Mapping[str, Tensor] | None) -> Inputs:
-        text = self.tokenizer.apply_chat_template(messages(question), chat_template=self.template, tokenize=False,
-                                                  add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(messages(question, self.marks), chat_template=self.template,
+                                                  tokenize=False, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if sight is not None:
             count = int(sight["image_grid_thw"][0].prod()) // self.pictures.merge_size**2
@@ -75,13 +75,14 @@ class AnyEyes:
                             "try pip install torchvision, of the version that fits torch") from error
         self.tokenizer = self.processor.tokenizer
         self.template, self.side, self.image_token = template_of(folder, self.processor), side, image_token
+        self.marks = marks_of(self.tokenizer)
 
     def look(self, picture: Picture) -> Picture:
         return shrunk(picture, self.side)
 
     def inputs(self, question: Question, sight: Picture | None) -> Inputs:
-        text = self.processor.apply_chat_template(messages(question), chat_template=self.template, tokenize=False,
-                                                  add_generation_prompt=True)
+        text = self.processor.apply_chat_template(messages(question, self.marks), chat_template=self.template,
+                                                  tokenize=False, add_generation_prompt=True)
         pictures = {} if sight is None else {"images": [sight]}
         made = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
         ids = made.pop("input_ids")
@@ -104,13 +105,26 @@ def open_eyes(folder: Path, config: Any, side: int) -> Eyes:
     return (QwenEyes if config.model_type in QWEN else AnyEyes)(folder, token, side)
 
 
-def messages(question: Question) -> list[dict[str, Any]]:
-    """The chat, as templates read it; the picture before the first words."""
+def marks_of(tokenizer: Any) -> list[str]:
+    """The words that are commands to a model: turns of a chat, places of pictures. Longer ones first."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({mark for mark in (*added, *tokenizer.all_special_tokens) if mark.strip()}, key=len, reverse=True)
+
+
+def harmless(text: str, marks: Sequence[str]) -> str:
+    """A text of which no part is a command: a prompt or another model's words could else end a turn and begin one."""
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}" if len(mark) > 1 else " ")
+    return text
+
+
+def messages(question: Question, marks: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The chat, as templates read it; the picture before the first words. `marks`: see `harmless`."""
     chat: list[dict[str, Any]] = []
     if question.system:
         chat.append({"role": "system", "content": [{"type": "text", "text": question.system}]})
     for place, text in enumerate([*(text for turn in question.before for text in turn), question.text]):
-        content: list[dict[str, str]] = [{"type": "text", "text": text}]
+        content: list[dict[str, str]] = [{"type": "text", "text": harmless(text, marks)}]
         if place == 0 and question.picture is not None:
             content.insert(0, {"type": "image"})
         chat.append({"role": "assistant" if place % 2 else "user", "content": content})

@@ -41,9 +41,14 @@ def check_url(url: str) -> str:
 
 
 def key_variable(url: str) -> str:
-    """The environment variable that may hold the server's key."""
+    """The environment variable that may hold the server's key. No two hosts have the same: what tells api-x.com from
+    api.x.com is who owns it."""
     host = (urlsplit(url).hostname or "").lower()
-    return WELL_KNOWN.get(host) or "REFLECT_KEY_" + re.sub(r"[^A-Z0-9]+", "_", host.upper()).strip("_")
+    if host in WELL_KNOWN:
+        return WELL_KNOWN[host]
+    if not re.fullmatch(r"[a-z0-9]+([.-]+[a-z0-9]+)*", host) or ".." in host or ".-" in host or "-." in host:
+        return f"REFLECT_KEYHEX_{host.encode().hex().upper()}"
+    return "REFLECT_KEY_" + host.upper().replace("-", "__").replace(".", "_")
 
 
 def find_key(url: str) -> str | None:

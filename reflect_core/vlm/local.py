@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..compat import positions
-from ..generators.checking import is_whole, one_of
+from ..generators.checking import check_device, is_whole, one_of
 from ..generators.loading import check_info, dtype_word, quiet, wrapped
 from ..generators.memory import enough_memory
 from ..generators.places import Places
 from ..model_files import check_weights, read_json
 from ..types import UserError
-from .chat import Answer, Question
+from .chat import ALL_THOUGHT, Answer, Question, without_thoughts
 from .eyes import Eyes, Inputs, open_eyes
 from .reader import Read, Reader
 from .wire import spelling
@@ -72,6 +72,7 @@ class Local:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        check_device("--judge-option device=", device)
         dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(options.dtype) or \
             getattr(torch, options.dtype)
         with quiet(), enough_memory():
@@ -120,7 +121,12 @@ class Local:
     def _ask(self, questions: list[Question]):
         """The answers to questions about one picture, one after another."""
         picture = questions[0].picture
-        sight = None if picture is None else self.eyes.look(picture)
+        try:
+            sight = None if picture is None else self.eyes.look(picture)
+        except ValueError as error:
+            # Such as one that is 300 times as wide as high: no judge of this kind sees it.
+            yield from [Answer(error=f"the picture cannot be looked at: {error}")] * len(questions)
+            return
         inputs = [self.eyes.inputs(question, sight) for question in questions]
         longest = max(one.ids.shape[1] + question.max_tokens for one, question in zip(inputs, questions))
         if longest > self.room:
@@ -160,10 +166,11 @@ class Local:
             seen = torch.unique(torch.cat([seen, seen.new_tensor([token])]))
             logits = self.reader.next(read, token, at, device)
             at += 1
-        text = self.eyes.tokenizer.decode(said, skip_special_tokens=True).strip()
+        cut = len(said) == question.max_tokens
+        text = without_thoughts(self.eyes.tokenizer.decode(said, skip_special_tokens=True))
         if not text:
-            return Answer(error="it answered nothing", tokens_out=len(said))
-        return Answer(text, cut=len(said) == question.max_tokens, tokens_out=len(said))
+            return Answer(error=ALL_THOUGHT if cut else "it answered nothing", cut=cut, tokens_out=len(said))
+        return Answer(text, cut=cut, tokens_out=len(said))
 
 
 def check_folder(folder: Path) -> None:
@@ -179,7 +186,9 @@ def check_folder(folder: Path) -> None:
                         "or the like; try a newer transformers, or, for one with code of its own such as "
                         "NVILA-Lite-2B-Verifier, a server: reflect_core/judges/README.md")
     check_weights(folder)
-    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+    # transformers 5 writes the second in place of the first.
+    eyes = [name for name in ("preprocessor_config.json", "processor_config.json") if (folder / name).is_file()]
+    for name in (*eyes[:1], "tokenizer_config.json") if eyes else ("preprocessor_config.json",):
         read_json(folder / name, "expected it beside the weights; try to download the model again")
 
 

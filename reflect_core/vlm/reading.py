@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from .chat import Answer
 
-LEAST_MASS = 0.5
-"""Of 'yes' and 'no' together: below, the model does something else than to answer, and its numbers mean nothing."""
+LEAST_MASS, SLIGHT_MASS = 0.5, 0.1
+"""Of 'yes' and 'no' together: below the first the model hardly answers, and is believed only where the word that it
+says agrees with its numbers; below the second those mean nothing."""
 _LEAST = 1e-12
 _WORD = re.compile(r"^\W*(?:answer\W+)?(yes|no)\b", re.IGNORECASE)
 
@@ -38,10 +39,11 @@ def read(answer: Answer) -> Reading | str:
         return answer.error
     word = _WORD.match(answer.text)
     mass = None if answer.yes is None or answer.no is None else answer.yes + answer.no
-    if mass is not None and mass >= LEAST_MASS:
+    said_yes = None if word is None else word[1].lower() == "yes"
+    if mass is None and word:
+        return Reading(1.0 if said_yes else 0.0, "word")
+    if mass is not None and (mass >= LEAST_MASS or mass >= SLIGHT_MASS and said_yes is (answer.yes > answer.no)):
         return Reading(answer.yes / mass, "tokens", round(min(mass, 1.0), 4))
-    if word:
-        return Reading(1.0 if word[1].lower() == "yes" else 0.0, "word", None if mass is None else round(mass, 4))
     said = f"it said {answer.text[:80]!r}" if answer.text else "it said nothing"
     odds = "" if mass is None else f", with 'yes' and 'no' at {mass:.2f} together"
     return f"the model does not answer yes or no ({said}{odds})"

@@ -17,11 +17,13 @@ from ..types import UserError
 from .chat import Answer, Question
 from .keys import check_url, find_key, key_variable
 from .transport import NoAnswer, Refused, Timing, Transport
-from .wire import data_url, from_reply, to_document
+from .wire import TOP, data_url, from_reply, to_document
 from .workers import in_order
 
 PATIENCE = 12
 """Questions in a row without an answer until the server is taken to be gone."""
+FEWER = 5
+"""Alternatives of the first token, where a server does not give `wire.TOP` of them."""
 OPTIONAL = ("logprobs", "top_logprobs", "seed", "temperature", "response_format", "max_tokens")
 """What a request can do without. A newer word for the last is `max_completion_tokens`."""
 
@@ -46,11 +48,16 @@ class ServerOptions:
     """'jpeg', of quality 95 and without subsampling, or 'png', to the bit and several times as large."""
     temperature: float = 0.0
     seed: int = 0
+    thinking: int = 0
+    """Tokens on top of each answer's, for a model that thinks before it. It cannot be asked for the first token."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise UserError(f"option url is {self.url!r}; expected an address such as http://127.0.0.1:1234/v1")
         object.__setattr__(self, "url", check_url(self.url))
         one_of("picture_format", self.picture_format, ("jpeg", "png"))
-        for name, least, most in (("concurrency", 1, 256), ("attempts", 1, 20), ("side", 28, 8192), ("seed", 0, 2**31)):
+        for name, least, most in (("concurrency", 1, 256), ("attempts", 1, 20), ("side", 28, 8192), ("seed", 0, 2**31),
+                                  ("thinking", 0, 100_000)):
             value = getattr(self, name)
             if not is_whole(value) or not least <= value <= most:
                 raise UserError(f"option {name} is {value!r}; expected a whole number from {least} to {most}")
@@ -78,6 +85,7 @@ class Server:
                                    Timing(options.timeout, options.attempts, options.pause), options.concurrency)
         self._lock = threading.Lock()
         self._unanswered = 0
+        self._top, self._saw = TOP, False
 
     @property
     def name(self) -> str:
@@ -90,14 +98,23 @@ class Server:
         """As `Chat.ask`."""
         options = self.options
         urls = _Urls(options.side, options.picture_format)
-        return in_order(questions, lambda question, stop: self._answer(question, urls, stop), options.concurrency,
-                        self.on_wait)
+        answers: list[Answer | None] = []
+        try:
+            return in_order(questions, lambda question, stop: self._answer(question, urls, stop), options.concurrency,
+                            self.on_wait, answers)
+        except BaseException as error:
+            error.answers = list(answers)  # what had come by then, see `Asker`
+            raise
 
     def models(self) -> list[str]:
         """Names of the models that the server has; empty where it does not say. UserError where it is not there."""
+        def listed(reply: Any) -> list[Any]:
+            data = reply.get("data") if isinstance(reply, dict) else None
+            return data if isinstance(data, list) else []
+
         try:
-            data, _ = self.transport.send("/models", None, lambda reply: reply["data"] if isinstance(reply, dict)
-                                          and isinstance(reply.get("data"), list) else [])
+            ((data, _),) = in_order([None], lambda _, stop: self.transport.send("/models", None, listed, stop), 1,
+                                    self.on_wait)
         except Refused as error:
             self._give_up_at(error)
             return []
@@ -108,7 +125,9 @@ class Server:
     def _answer(self, question: Question, urls: _Urls, stop: threading.Event) -> Answer:
         began = time.monotonic()
         url = None if question.picture is None else urls.of(question.picture)
-        document = to_document(question, url, self.options.model, self.options.temperature, self.options.seed)
+        options = self.options
+        document = to_document(question, url, options.model, options.temperature, options.seed, self._top,
+                               options.thinking)
         sent = 0
         while True:
             with self._lock:
@@ -117,10 +136,14 @@ class Server:
                 answer, attempts = self.transport.send("/chat/completions", _without(document, dropped), from_reply,
                                                        stop)
                 self._unanswered = 0
+                self._saw = self._saw or question.picture is not None
                 return replace(answer, attempts=sent + attempts, seconds=time.monotonic() - began)
             except Refused as error:
                 sent += error.attempts
                 self._give_up_at(error, question)
+                if "logprobs" in error.reason and document.get("top_logprobs", 0) > FEWER:
+                    self._top = document["top_logprobs"] = FEWER
+                    continue
                 name = next((n for n in OPTIONAL if n in error.reason and n in document and n not in dropped), None)
                 if name is None:
                     self._unanswered = 0
@@ -129,8 +152,10 @@ class Server:
                     self.dropped |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
             except NoAnswer as error:
                 with self._lock:
-                    self._unanswered += 1
+                    # To wait in vain takes long: half as many of those will do.
+                    self._unanswered += 2 if error.slow else 1
                     lost = self._unanswered >= PATIENCE
+                    self._unanswered = 0 if lost else self._unanswered
                 if lost:
                     raise self._gone(error) from None
                 return Answer(error=error.reason, attempts=sent + error.attempts, seconds=time.monotonic() - began)
@@ -149,7 +174,8 @@ class Server:
         if error.status == 402:
             raise UserError(f"the judge's server {url} wants to be paid ({reason}); try to top the account "
                             "up") from None
-        if question is None:
+        if question is None or self._saw:
+            # It has answered about a picture: what it refuses now is this question alone.
             return
         low = reason.lower()
         if error.status == 404 or ("model" in low and ("not found" in low or "does not exist" in low)):

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import requests
 import urllib3
 
+from ..text import bounded
+
 R = TypeVar("R")
 MOST_BYTES = 1 << 20
 """Of a reply: a thousand times what a judge has to say."""
@@ -27,11 +29,12 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
 class NoAnswer(Exception):
-    """Nothing that can be used came back. `status`: HTTP's, or None where there was none."""
+    """Nothing that can be used came back. `status`: HTTP's, or None where there was none; `slow`: it was waited for."""
 
-    def __init__(self, reason: str, status: int | None = None, pause: float = 0.0, attempts: int = 1) -> None:
+    def __init__(self, reason: str, status: int | None = None, pause: float = 0.0, slow: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.status, self.pause, self.attempts = reason, status, pause, attempts
+        self.reason, self.status, self.pause, self.slow = reason, status, pause, slow
+        self.attempts = 1
 
 
 class Refused(NoAnswer):
@@ -78,7 +81,7 @@ class Transport:
             except Refused as error:
                 error.attempts = attempt
                 raise
-            except (NoAnswer, ValueError) as error:
+            except (NoAnswer, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
                 failed = error if isinstance(error, NoAnswer) else NoAnswer(f"the reply is no answer: {error}")
             if attempt == self.timing.attempts or stop.is_set():
                 failed.attempts = attempt
@@ -94,11 +97,11 @@ class Transport:
             with self.session.request("GET" if document is None else "POST", self.url + path, json=document,
                                       timeout=self.timing.timeout, stream=True, allow_redirects=False,
                                       auth=self._sign) as response:
-                body = self._body(response, ends)
+                body = self._clean(self._body(response, ends))
         except requests.Timeout:
-            raise NoAnswer(f"no answer within {self.timing.timeout:g} s") from None
+            raise NoAnswer(f"no answer within {self.timing.timeout:g} s", slow=True) from None
         except requests.RequestException as error:
-            raise NoAnswer(f"the connection failed ({self._clean(_root(error))})") from None
+            raise NoAnswer(f"the connection failed ({_root(error)})") from None
         return self._read(response, body)
 
     def _body(self, response: requests.Response, ends: float) -> bytes:
@@ -108,15 +111,15 @@ class Transport:
             if len(body) > MOST_BYTES:
                 raise NoAnswer(f"the reply is longer than {MOST_BYTES >> 20} MiB", response.status_code)
             if time.monotonic() > ends:  # a byte every now and then is no answer either
-                raise NoAnswer(f"no answer within {self.timing.timeout:g} s", response.status_code)
+                raise NoAnswer(f"no answer within {self.timing.timeout:g} s", response.status_code, slow=True)
         return body
 
     def _read(self, response: requests.Response, body: bytes) -> Any:
         status = response.status_code
         if status in RETRIED:
-            raise NoAnswer(f"HTTP {status}: {self._clean(_said(body))}", status, _pause(response))
+            raise NoAnswer(f"HTTP {status}: {_said(body)}", status, _pause(response))
         if status != 200:
-            raise Refused(f"HTTP {status}: {self._clean(_said(body))}", status)
+            raise Refused(f"HTTP {status}: {_said(body)}", status)
         if not body.strip():
             raise NoAnswer("the reply is empty", status)
         try:
@@ -131,9 +134,9 @@ class Transport:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, body: bytes) -> bytes:
         """Without the key, should a server repeat it."""
-        return text.replace(self._key, "(the key)") if self._key else text
+        return body.replace(self._key.encode(), b"(the key)") if self._key else body
 
 
 def _parts(response: requests.Response) -> Iterator[bytes]:
@@ -168,7 +171,7 @@ def _said(body: bytes) -> str:
         text = error.get("message") or error.get("detail") or text if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
         pass
-    return " ".join(str(text).split())[:300] or "nothing said"
+    return bounded(str(text), 300) or "nothing said"
 
 
 def _root(error: BaseException) -> str:

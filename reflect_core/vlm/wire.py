@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +12,11 @@ from PIL import Image
 
 from ..generators.rgb import as_rgb
 from ..types import Picture
-from .chat import Answer, Question
+from .chat import ALL_THOUGHT, Answer, Question, without_thoughts
 
 TOP = 20
 """Alternatives of the first token that are asked for: the most that the protocol has."""
 JPEG = {"quality": 95, "subsampling": 0}
-_THOUGHT = re.compile(r"^\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
 
 
 def data_url(picture: Picture, side: int, kind: str) -> str:
@@ -33,9 +31,11 @@ def data_url(picture: Picture, side: int, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def to_document(question: Question, url: str | None, model: str, temperature: float, seed: int) -> dict[str, Any]:
-    """The request for a question; `url` of its picture. The picture comes first, so that a server that keeps what
-    it has read reads it once for all questions about it."""
+def to_document(question: Question, url: str | None, model: str, temperature: float, seed: int, top: int = TOP,
+                thinking: int = 0) -> dict[str, Any]:
+    """The request for a question; `url` of its picture; `top`: alternatives of the first token; `thinking`: tokens on
+    top of the answer's. The picture comes first, so that a server that keeps what it has read reads it once for all
+    questions about it."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": question.system}] if question.system else []
     turns = [*(text for turn in question.before for text in turn), question.text]
     for place, text in enumerate(turns):
@@ -43,10 +43,11 @@ def to_document(question: Question, url: str | None, model: str, temperature: fl
         if place == 0 and url is not None:
             content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
         messages.append({"role": "assistant" if place % 2 else "user", "content": content})
-    document = {"model": model, "messages": messages, "max_tokens": question.max_tokens, "temperature": temperature,
+    document = {"model": model, "messages": messages, "max_tokens": question.max_tokens + thinking,
+                "temperature": temperature,
                 "seed": seed, "stream": False}
     if question.yes_no:
-        document |= {"logprobs": True, "top_logprobs": TOP}
+        document |= {"logprobs": True, "top_logprobs": top}
     if question.schema is not None:
         document["response_format"] = {"type": "json_schema", "json_schema": {
             "name": "answer", "strict": True, "schema": question.schema}}
@@ -58,18 +59,23 @@ def from_reply(reply: Any) -> Answer:
     choice = _first(_member(reply, "choices", list), "choices")
     message = _member(choice, "message", dict)
     text = message.get("content")
+    if text is None and isinstance(message.get("reasoning_content") or message.get("reasoning"), str):
+        text = ""  # it thinks, and has not come to its answer
     if isinstance(text, list):  # some servers answer in parts, as they are asked
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+        parts = [part.get("text") for part in text if isinstance(part, dict)]
+        text = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(text, str):
         raise ValueError("it has no text")
     yes, no = first_token(choice.get("logprobs"))
-    text = _THOUGHT.sub("", text).strip()
-    if not text and yes is None:
-        raise ValueError("it is empty")
+    text, cut = without_thoughts(text), choice.get("finish_reason") == "length"
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Answer(text, yes, no, choice.get("finish_reason") == "length", _count(usage.get("prompt_tokens")),
-                  _count(usage.get("completion_tokens")))
+    spent = {"tokens_in": _count(usage.get("prompt_tokens")), "tokens_out": _count(usage.get("completion_tokens"))}
+    if not text and yes is None:
+        if cut:
+            return Answer(error=ALL_THOUGHT, cut=True, **spent)
+        raise ValueError("it is empty")
+    return Answer(text, yes, no, cut, **spent)
 
 
 def first_token(logprobs: Any) -> tuple[float | None, float | None]:

@@ -12,14 +12,15 @@ LOOK = 0.05
 
 
 def in_order(items: Sequence[T], do: Callable[[T, threading.Event], R], workers: int,
-             on_wait: Callable[[], Any] | None = None) -> list[R]:
+             on_wait: Callable[[], Any] | None = None, results: list[R | None] | None = None) -> list[R]:
     """`do(item, stop)` of each, at most `workers` at a time; the results in the order of the items.
 
     The first error, of `do` or of `on_wait` (called every now and then in the calling thread; it may raise to
     cancel), sets `stop`, begins nothing more and is raised. What is then under way is left to itself: a server that
-    does not answer must not hold up Ctrl+C.
+    does not answer must not hold up Ctrl+C. `results`: a list to be filled, for who wants what there was by then.
     """
-    results: list[Any] = [None] * len(items)
+    results = [] if results is None else results
+    results[:] = [None] * len(items)
     errors: list[BaseException] = []
     left, lock, stop = iter(enumerate(items)), threading.Lock(), threading.Event()
 

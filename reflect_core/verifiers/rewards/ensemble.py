@@ -34,8 +34,8 @@ class Ensemble(Together):
         missing: of a picture that a member could not judge, 'unjudged' (the default): neither has the ensemble;
             'others': the rest of the members decide.
 
-    `details["members"]` has each member's weight and verdict. Checks are all members', and the rest of `details` is the
-    first member's, so that a reflector that reads it can go with it.
+    `details["members"]` has each member's weight and verdict. Checks are all members', and the rest of `details` is
+    theirs together, the first member's first, so that a reflector that reads it can go with it.
     """
 
     def __init__(self, members: Mapping[str, Verifier], weights: Mapping[str, float] | None = None, mode: str = "mean",
@@ -60,7 +60,8 @@ class Ensemble(Together):
         """The verdict on one picture; `values` are what the weights apply to, None where a member could not judge."""
         able = [name for name, value in values.items() if value is not None]
         first = next(iter(verdicts.values()))
-        details = {**first.details, "members": {
+        others = {key: value for verdict in reversed(verdicts.values()) for key, value in verdict.details.items()}
+        details = {**others, **first.details, "members": {
             name: {"weight": self.weights[name], **brief(verdict)} for name, verdict in verdicts.items()}}
         said = ", ".join(f"{name} {verdicts[name].score:.2f}" if name in able else f"{name} not judged"
                          for name in verdicts)
