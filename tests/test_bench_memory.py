@@ -68,8 +68,17 @@ def profiled(stage, path):
     return max(e["args"]["Total Allocated"] for e in events) - before
 
 
+@pytest.fixture
+def one_thread():
+    """Each further thread has room of its own in the kernels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("family", ["flux", "sana"])
-def test_what_is_computed_is_what_a_real_run_takes(family, small, tmp_path):
+def test_what_is_computed_is_what_a_real_run_takes(family, small, one_thread, tmp_path):
     """Of every stage: on the meta device, on the CPU watched in the same way, and as torch's profiler saw it."""
     parts, beside = true_size.true_size(family)
     held = {name: [part, beside] if name == "transformer" else [part] for name, part in parts.items()}
