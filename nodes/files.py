@@ -49,6 +49,11 @@ class ReflectLoadFiles(io.ComfyNode):
     def execute(cls, transformer: str, vae: str, text_encoder: str, text_encoder_2: str, lora: str, quantise: str,
                 dtype: str, offload: str, text_join: str) -> io.NodeOutput:
         parts = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        # Their layers have a forward of their own, which ComfyUI's casting classes would take the place of.
+        if offload != KEEP[0] and (quantise != QUANTISE[0] or ".gguf" in f"{transformer}{text_encoder_2}".lower()):
+            raise UserError(f"Load FLUX Files: offload is {offload!r} and the weights are packed (fp8 or GGUF); "
+                            f"expected {KEEP[0]!r}, with which a part is on the card only while it is used; or files "
+                            "in bf16")
         key = (transformer, *parts.values(), lora, quantise, dtype, offload, text_join,
                cls.fingerprint_inputs(transformer, lora, **parts))
         return io.NodeOutput(load(key, offload, lambda: find_files(transformer, parts, lora, quantise, dtype,

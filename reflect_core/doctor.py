@@ -5,19 +5,20 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from .judges import Judge
-from .presets.load import preset_names
+from .model_files import check_model_folder, check_safetensors
+from .presets.load import family_of, preset_names
 from .presets.locate import Located, NotHere, locate
 from .presets.published import PUBLISHED
 from .presets.roots import Roots
 from .types import UserError
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors", "huggingface_hub", "pillow", "numpy", "requests")
-OPTIONAL = {"gguf": "FLUX in GGUF files", "bitsandbytes": "weights in nf4 and int8", "torchao": "weights in int8",
-            "peft": "", "torchvision": "language models as judges, other than Qwen-VL",
+OPTIONAL = {"accelerate": "GGUF, nf4 and int8", "gguf": "FLUX in GGUF files", "bitsandbytes": "weights in nf4 and int8",
+            "torchao": "weights in int8", "peft": "",
+            "torchvision": "language models as judges, other than Qwen-VL",
             "matplotlib": "the plots of 'reflect bench'"}
 """What each is for; what has none is not spoken of where it is missing."""
 
@@ -89,9 +90,28 @@ def judge(one: Judge, prompt: str) -> list[Finding]:
 def _located(name: str, found: Located) -> Finding:
     paths = {"model": found.path, "lora": found.lora, **found.parts}
     more = {part: str(path) for part, path in paths.items() if path is not None}
-    broken = [path for path in map(Path, more.values()) if not path.exists()]
-    said = f"is here: {', '.join(more.values())}"
-    return Finding(name, not broken, said if not broken else f"{broken[0]} cannot be followed", more)
+    try:
+        _check(found)
+    except UserError as error:
+        return Finding(name, False, f"is not whole: {error}", more)
+    return Finding(name, True, f"is here: {', '.join(more.values())}", more)
+
+
+def _check(found: Located) -> None:
+    """UserError, naming the file, unless a model's files are all there and whole. Reads headers only."""
+    family = family_of(found.path)
+    if family == "FluxPipeline":
+        from .generators.flux_corrector.sources import find_sources
+
+        find_sources(found.path, found.parts)
+        if found.lora is not None:
+            check_safetensors(found.lora)
+    elif family == "SanaPipeline":
+        from .generators.reflect_dit.folder import check_folder
+
+        check_folder(found.path, found.lora, found.parts.get("image_encoder"))
+    else:
+        check_model_folder(found.path, ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"))
 
 
 def _devices(torch: Any) -> list[Finding]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from command import inside, reflect
+from command import ROOT, inside, reflect
 from fake_server import FakeServer
 from tiny_vlm import write_tiny_qwen
+
+PRESET = ROOT / "reflect_core" / "presets" / "shapes-flux"
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +46,17 @@ def test_a_model_that_is_here(capsys, tmp_path):
     told = json.loads(inside(capsys, "doctor", "--json", "--models", tmp_path / "models").out)
     said = found(told, "models", "flux-corrector")["said"]
     assert "diffusion-cot/FLUX-Corrector" in said and "missing: black-forest" not in said
-    lora = tmp_path / "models" / "loras" / "FLUX-Corrector"
-    lora.mkdir(parents=True)
-    (lora / "pytorch_lora_weights.safetensors").write_bytes(b"x")
-    told = json.loads(inside(capsys, "doctor", "--json", "--models", tmp_path / "models").out)
-    flux = found(told, "models", "flux-corrector")
-    assert flux["good"] is True and flux["more"]["lora"].endswith("pytorch_lora_weights.safetensors")
+    lora = tmp_path / "models" / "loras" / "FLUX-Corrector" / "pytorch_lora_weights.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(b"x")
+    ran = inside(capsys, "doctor", "--json", "--models", tmp_path / "models")
+    assert ran.code == 3 and "is not whole" in found(json.loads(ran.out), "models", "flux-corrector")["said"]
+    shutil.rmtree(base)
+    shutil.copytree(PRESET, base)
+    shutil.copy(PRESET / "lora" / lora.name, lora)
+    ran = inside(capsys, "doctor", "--json", "--models", tmp_path / "models")
+    flux = found(json.loads(ran.out), "models", "flux-corrector")
+    assert ran.code == 0 and flux["good"] is True and flux["more"]["lora"] == str(lora)
 
 
 def test_a_judge_that_answers():

@@ -70,7 +70,7 @@ def shapes(args: argparse.Namespace) -> int:
         for number, (label, choice) in enumerate(models.items()):
             progress.say(f"loading {choice.name}")
             with leave_at_once():
-                generator = choice.load(max_batch=args.batch)
+                generator = choice.load(**({} if choice.family.startswith("Qwen") else {"max_batch": args.batch}))
             final = settings(label, generator.defaults, choice.fingerprint())
             folder = out / _folder_name(label) if label else out
 

@@ -96,6 +96,7 @@ EDIT_OPTIONS = {
     "max_words": "words of an instruction (120)",
     "base": "another model, by its name or folder, that draws the pictures without a flawed one, e.g. FLUX.1-dev",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with Kontext, 17 GB with Qwen",
+    "offload": "'component' or 'layers', as of FLUX models",
     "max_batch": "pictures drawn at once, of Kontext (4); Qwen draws one at a time",
     "true_cfg_scale": "of Kontext: classifier-free guidance on top of its own, at twice the cost; 1: off",
     "negative_prompt": "of Qwen: what its guidance leads away from (a space)",

@@ -73,6 +73,8 @@ def make_policy(name: str, pictures: int | None, settings: dict[str, Any], own: 
     """The policy for so many pictures (None: `official`, which has a number of its own); `own`: that of the model's
     paper; `edits`: it is an editor."""
     policy = policy_for(name, pictures, own, edits)
+    if getattr(policy, "patience", None) and settings.get("parents", "chain") != "chain" and "patience" not in settings:
+        settings = {**settings, "patience": None}  # an editor's own goes with chains alone
     return policy_from_json({**policy.to_json(), **settings}) if settings else policy
 
 

@@ -43,7 +43,7 @@ class Offload:
         self.devices = {name: torch.device((devices or {}).get(name, device)) for name in parts}
         moved = [name for name in parts if self.devices[name] != HOME]
         pin = _may_pin([module for name in moved for module in parts[name]], self.devices.values())
-        self.parts = {name: _Part(modules, self.devices[name], streamed=kind == "layers" and name != "vae",
+        self.parts = {name: _Part(modules, self.devices[name], streamed=kind == "layers" and not name.endswith("vae"),
                                   pin=pin and name in moved) for name, modules in parts.items()}
         self.here: str | None = None
         """The part that is on its device."""

@@ -54,6 +54,8 @@ class ModelChoice:
         for name in self.options:
             if name in ELSEWHERE:
                 raise UserError(f"--option {name} is no option of a model; try {ELSEWHERE[name]}")
+        if isinstance(base := self.options.get("base"), str) and Path(base).expanduser().is_dir():
+            self.options["base"] = str(Path(base).expanduser().absolute())  # a resume may be elsewhere
         self.defaults, self.folder_options = read_settings(self.folder)
         if self.lora is not None:
             # A LoRA may bring the options that it was trained with, on top, see `FluxCorrector.from_folder`.

@@ -16,6 +16,9 @@ from pathlib import Path
 from ..types import UserError
 from .published import Source, published_set
 
+VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp32.*", "*.non_ema.*")
+"""The same weights once more, which nobody asks for by these names."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -57,7 +60,8 @@ def plan(preset: str, to: str | Path | None = None) -> list[Share]:
             info = HfApi().model_info(source.repository, files_metadata=True)
         patterns = _patterns(source)
         files = {one.rfilename: one.size or 0 for one in info.siblings or ()
-                 if any(fnmatch(one.rfilename, pattern) for pattern in patterns)}
+                 if any(fnmatch(one.rfilename, pattern) for pattern in patterns)
+                 and not any(fnmatch(one.rfilename, pattern) for pattern in VARIANTS)}
         wanted = f"{source.inside}/{source.file}" if source.inside else source.file
         if wanted not in files:
             raise UserError(f"{source.repository} has no {wanted} any more; expected it as the set {preset!r} needs "
@@ -105,7 +109,8 @@ def fetch(share: Share, quiet: bool = False) -> Path:
     try:
         with _said(source):
             # No revision: the cache would keep no note of what 'main' is, and nobody would find it by its name.
-            folder = Path(snapshot_download(source.repository, allow_patterns=_patterns(source), **how))
+            folder = Path(snapshot_download(source.repository, allow_patterns=_patterns(source),
+                                            ignore_patterns=list(VARIANTS), **how))
     finally:
         if quiet and shown:
             enable_progress_bars()

@@ -15,7 +15,7 @@ from ..model_files import is_weight_file
 from ..types import UserError
 from .load import FAMILIES, find_bundled, preset_names
 from .published import PUBLISHED, Published, Source, find_source, how_to_get, published_names
-from .roots import VARIABLE, Roots
+from .roots import KINDS, VARIABLE, Roots
 
 _FILES = {
     "transformer": (("diffusion_models",), ("flux1-dev.safetensors", "flux1-dev.sft", "flux1-dev*bf16*.safetensors",
@@ -28,6 +28,7 @@ _FILES = {
 _CORRECTOR = ("FLUX-Corrector*.safetensors", "flux_corrector*.safetensors", "flux-corrector*.safetensors")
 _NOT_DEV = re.compile(r"kontext|fill|canny|depth|redux|krea|lora", re.IGNORECASE)
 """Its relatives are called nearly the same."""
+_KIND_NAMES = {name for names in KINDS.values() for name in names}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -136,10 +137,10 @@ def _flux_files(roots: Roots) -> Located | None:
     if len(tokenizers) < 2:
         return None
     transformer = found.pop("transformer", None)
-    if transformer is None:  # an all-in-one checkpoint brings the rest
-        whole = _first(roots, ("checkpoints",), ("flux1-dev*.safetensors",))
-        return None if whole is None else Located(whole, parts=tokenizers)
-    return Located(transformer, parts=found) if len(found) == 5 else None
+    if transformer is not None and len(found) == 5:
+        return Located(transformer, parts=found)
+    whole = _first(roots, ("checkpoints",), ("flux1-dev*.safetensors",))  # an all-in-one checkpoint brings the rest
+    return None if whole is None else Located(whole, parts=tokenizers)
 
 
 def _first(roots: Roots, kinds: tuple[str, ...], patterns: tuple[str, ...]) -> Path | None:
@@ -147,7 +148,10 @@ def _first(roots: Roots, kinds: tuple[str, ...], patterns: tuple[str, ...]) -> P
         for kind in kinds:
             for place in roots.places(kind):
                 # One folder down as well: people sort their files.
-                for file in sorted([*place.glob(pattern), *place.glob(f"*/{pattern}")]):
+                found = [*place.glob(pattern), *place.glob(f"*/{pattern}")]
+                # A root that is named is a place of every kind; its folders of other kinds are none.
+                for file in sorted(one for one in found if one.parent == place or one.parent.name in KINDS[kind]
+                                   or one.parent.name not in _KIND_NAMES):
                     if file.is_file() and (kind == "loras" or not _NOT_DEV.search(file.name)):
                         return file
     return None

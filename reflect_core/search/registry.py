@@ -33,6 +33,9 @@ def policy_for(name: str, pictures: int | None, own: str = ReflectionFlow.name, 
         return replace(policy, max_depth=EDITING["max_depth"]) if edits else policy
     if name not in POLICIES:
         raise UserError(f"there is no policy {name!r}; expected one of {', '.join([*POLICIES, OFFICIAL])}")
+    if edits and name == ReflectDiTSearch.name:
+        raise UserError(f"the policy {name!r} shows a model several pictures, and an editor takes one; expected "
+                        f"{ReflectionFlow.name}, {BestOfN.name} or {NoisePromptScaling.name}")
     return POLICIES[name].for_budget(pictures, **(EDITING if edits and name == ReflectionFlow.name else {}))
 
 

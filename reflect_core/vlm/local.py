@@ -25,6 +25,8 @@ from .eyes import Eyes, Inputs, open_eyes
 from .reader import Read, Reader
 from .wire import spelling
 
+CURES = "a smaller side, dtype=bfloat16, device=cpu, or a smaller model"
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -75,7 +77,7 @@ class Local:
         check_device("--judge-option device=", device)
         dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(options.dtype) or \
             getattr(torch, options.dtype)
-        with quiet(), enough_memory():
+        with quiet(), enough_memory(CURES):
             config = wrapped(folder / "config.json", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
             eyes = open_eyes(folder, config, options.side)
             model, info = wrapped(folder, lambda: AutoModelForImageTextToText.from_pretrained(
@@ -90,7 +92,7 @@ class Local:
         self._checked = True
         picture = Image.new("RGB", (112, 112), (200, 30, 40))
         question = Question("Is this picture red? Answer yes or no.", picture, "Answer with one word.", yes_no=True)
-        with torch.inference_mode(), enough_memory():
+        with torch.inference_mode(), enough_memory(CURES):
             device = torch.device(self.places("judge"))
             difference = self.reader.check(self.eyes.inputs(question, self.eyes.look(picture)), device)
         if self.reader.shares:
@@ -112,7 +114,7 @@ class Local:
             key = ("text", k) if question.picture is None else (id(question.picture), question.system)
             groups.setdefault(key, []).append(k)
         answers: list[Answer | None] = [None] * len(questions)
-        with enough_memory():
+        with enough_memory(CURES):
             for places in groups.values():
                 for k, answer in zip(places, self._ask([questions[k] for k in places])):
                     answers[k] = answer

@@ -91,3 +91,11 @@ class _BothPlaces:
     def manager(self, manager: Callable | None) -> None:
         self.editor.manager = manager
         self.drawer.manager = None if manager is None else lambda name, pixels: manager(BASE + name, pixels)
+
+    @property
+    def arrive(self) -> Callable | None:
+        return self.editor.arrive
+
+    @arrive.setter
+    def arrive(self, arrive: Callable | None) -> None:
+        self.editor.arrive = self.drawer.arrive = arrive

@@ -28,15 +28,19 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
+from ..checking import one_of
 from ..flux_corrector.latents import request_noise, schedule, unpack
 from ..kept import Kept
 from ..memory import enough_memory
+from ..offload import HOME, OFFLOADS, Offload
 from ..places import Places
 from ..preview import Previews
 from ..requests import check_request
 from ..rgb import as_rgb
 from .draw_and_edit import DrawAndEdit
 from .options import EditOptions, checked
+
+CURES = "a smaller size, max_batch=1 where the editor has it, or dtype=torch.bfloat16"
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
@@ -90,12 +94,15 @@ class Editor(ABC):
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
-                    base: str | Path | None = None, options: EditOptions | None = None, **changes: Any) -> Generator:
+                    offload: str = "none", base: str | Path | None = None, options: EditOptions | None = None,
+                    **changes: Any) -> Generator:
         """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
 
         Args:
             lora: refused; an editor is a corrector by itself.
             encoder_device: where the text encoders are kept; None: with the rest.
+            offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
+                see `generators/offload.py`. The pictures are the same.
             base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
@@ -109,9 +116,16 @@ class Editor(ABC):
         own_base = settings.pop("base", None)
         options = checked(cls.kind, path, options, settings, changes)
         cls.check(path)
-        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, device, encoder_device)
-        editor = cls(**cls.load(path, dtype, device, encoder_device), options=options, defaults=defaults)
-        return editor if drawer is None else DrawAndEdit(drawer, editor)
+        one_of("offload", offload, OFFLOADS)
+        home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
+        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, home, encoder_home)
+        editor = cls(**cls.load(path, dtype, home, encoder_home), options=options, defaults=defaults)
+        made = editor if drawer is None else DrawAndEdit(drawer, editor)
+        if offload != "none":
+            encoders = [name for name in made.parts if name.rpartition(":")[2].startswith("text_encoder")]
+            own = {} if encoder_device is None else dict.fromkeys(encoders, encoder_device)
+            Offload.manage(made, device, offload, own)
+        return made
 
     @abstractmethod
     def evaluations(self, request: Request) -> int:
@@ -158,7 +172,7 @@ class Editor(ABC):
         drawn: list = [None] * len(requests)
         for rows in self._batches(requests):
             batch, start = [requests[row] for row in rows], time.perf_counter()
-            with torch.no_grad(), enough_memory():
+            with torch.no_grad(), enough_memory(CURES):
                 latents, calls = self._sample(batch, callback)
                 pictures = self._decode(latents, batch[0])
             seconds = (time.perf_counter() - start) / len(batch)
@@ -171,7 +185,7 @@ class Editor(ABC):
         """As `draw`, but the final latent tokens (N, C) of each request, before the autoencoder."""
         made: list = [None] * len(requests)
         for rows in self._batches(requests):
-            with torch.no_grad(), enough_memory():
+            with torch.no_grad(), enough_memory(CURES):
                 for row, latents in zip(rows, self._sample([requests[row] for row in rows], None)[0]):
                     made[row] = latents
         return made

@@ -19,6 +19,8 @@ from ...types import UserError
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
 
+CURES = "dtype=torch.bfloat16, or device='cpu'"
+
 _CLASSES = {
     "transformer": [("diffusers", "QwenImageTransformer2DModel")],
     "vae": [("diffusers", "AutoencoderKLQwenImage")],
@@ -60,7 +62,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     folder = Path(folder)
     index = check_folder(folder)
     parts: dict[str, Any] = {"pipeline": index["_class_name"]}
-    with quiet(), enough_memory():
+    with quiet(), enough_memory(CURES):
         for name in _CLASSES:
             if name == "processor":
                 parts["image_processor"] = wrapped(folder / name, lambda: (

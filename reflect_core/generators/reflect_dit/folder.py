@@ -23,6 +23,8 @@ from ..memory import enough_memory
 from .checkpoint import STEM, check_config, load, weight_files, write_checkpoint
 from .context import ContextEncoder
 
+CURES = "offload=component or offload=layers, or dtype=torch.bfloat16"
+
 VISION = "image_encoder"
 _CLASSES = {
     "transformer": [("diffusers", "SanaTransformer2DModel")],
@@ -161,7 +163,7 @@ def load_components(folder: str | Path, checkpoint: str | Path | None = None, dt
     folder = Path(folder)
     index, place = check_folder(folder, checkpoint, vision)
     parts: dict[str, Any] = {}
-    with quiet(), enough_memory():
+    with quiet(), enough_memory(CURES):
         for name in _CLASSES:
             if name != "transformer" or place is None:
                 parts[name] = load_part(folder, name, index[name], dtype)

@@ -37,6 +37,8 @@ from .folder import check_folder, load_components, vision_config, vision_folder
 from .inputs import Encoded, Inputs
 from .options import ReflectOptions
 
+CURES = "offload=component or offload=layers, vae_tiling=true, a smaller max_batch, or dtype=torch.bfloat16"
+
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 20, "guidance": 4.5}
 """What the paper draws with."""
 
@@ -150,7 +152,7 @@ class ReflectDiT:
         made: list = [None] * len(requests)
         rows = self._batches(requests)
         batches, watches = [[requests[n] for n in numbers] for numbers in rows], [Stopwatch() for _ in rows]
-        with torch.no_grad(), enough_memory():
+        with torch.no_grad(), enough_memory(CURES):
             # All batches go through one part before the next, so that whoever manages memory loads each part once.
             encoding = Stopwatch()
             with encoding:
