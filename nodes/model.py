@@ -159,9 +159,6 @@ def comfy_roots() -> Roots:
     """ComfyUI's folders, those of extra_model_paths.yaml with them, and its own tokenizers."""
     known = folder_paths.folder_names_and_paths
     places = {kind: [Path(p) for p in folder_paths.get_folder_paths(kind)] for kind in PLACES if kind in known}
-    # Published sets may lie in either of our folders for models, and a LoRA's folder in models/loras.
-    both = [*places.get("diffusers", ()), *places.get("reflect", ())]
-    places |= {"diffusers": both, "reflect": both, "loras": [*places.get("loras", ()), *both]}
     return Roots.of(places, Path(folder_paths.__file__).parent)
 
 

@@ -11,6 +11,9 @@ import pytest
 from command import ENVIRONMENT, ROOT
 from fake_hub import Hub
 from flux_files import write_base
+from tiny_vlm import write_tiny_qwen
+
+from reflect_core.vlm.local import Local, LocalOptions
 
 BASE, LORA = "black-forest-labs/FLUX.1-dev", "diffusion-cot/FLUX-Corrector"
 SANA, CHECKPOINT = "Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "jacklishufan/reflect-dit"
@@ -21,6 +24,9 @@ from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1000  # else what is short of 10 MB is written at once, and nothing is there to resume
 from reflect_core.cli import main
 sys.exit(main(["download", *sys.argv[1:]]))"""]
+UNNEEDED = ("flux1-dev.safetensors", "ae.safetensors", "README.md", "transformer/other.bin", "dev_grid.jpg",
+            "transformer/diffusion_pytorch_model.fp16.safetensors",
+            "vae/diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
 TOKEN = "hf_thisisasecretthatnobodyshallread"
 
 
@@ -30,7 +36,7 @@ def flux(tmp_path_factory):
     base = write_base(folder / "base")
     shutil.move(base / "lora", folder / "corrector")
     (base / "reflect.json").rename(folder / "reflect.json")
-    for unneeded in ("flux1-dev.safetensors", "ae.safetensors", "README.md", "transformer/other.bin", "dev_grid.jpg"):
+    for unneeded in UNNEEDED:
         (base / unneeded).write_bytes(b"not needed" * 1000)
     (folder / "corrector" / "README.md").write_text("not needed")
     return {BASE: base, LORA: folder / "corrector"}
@@ -70,9 +76,9 @@ def test_what_is_needed_comes_and_is_found_by_name(hub, flux, tmp_path):
     done = download(hub, tmp_path, "flux-corrector", answers="y\n")
     assert done.returncode == 0, done.stderr
     assert "--model flux-corrector" in done.stdout
-    assert not {"flux1-dev.safetensors", "ae.safetensors", "README.md", "transformer/other.bin"} & set(hub.sent)
-    assert set(hub.sent) == {n for n in hub.files(BASE) if n.endswith((".json", ".safetensors")) and n not in (
-        "flux1-dev.safetensors", "ae.safetensors")} | {"pytorch_lora_weights.safetensors"}
+    assert not set(UNNEEDED) & set(hub.sent)
+    assert set(hub.sent) == {n for n in hub.files(BASE) if n.endswith((".json", ".safetensors"))
+                             and n not in UNNEEDED} | {"pytorch_lora_weights.safetensors"}
     env = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     env.pop("REFLECT_MODELS", None)
     drawn = subprocess.run([sys.executable, "-m", "reflect_core", "run", "a red circle", "--model", "flux-corrector",
@@ -189,3 +195,21 @@ def test_a_full_disk_is_told_before_anything_comes(hub, tmp_path, monkeypatch, c
 def test_only_published_sets(hub, tmp_path):
     done = download(hub, tmp_path, "shapes-flux")
     assert done.returncode == 2 and "flux-corrector" in done.stderr and not hub.requests
+
+
+def test_a_repository_by_its_id(hub, tmp_path):
+    """One that draws, and a judge's, which has no model_index.json."""
+    judge = write_tiny_qwen(tmp_path / "judge", shards=True)
+    (judge / "pytorch_model.bin").write_bytes(b"not needed")
+    hub.repositories["Some/Tiny-VL"] = judge
+    done = download(hub, tmp_path / "home", BASE, "--yes", "--to", tmp_path / "models")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "diffusers" / "FLUX.1-dev" / "model_index.json").is_file()
+    assert not list((tmp_path / "models").rglob("*fp16*"))
+    done = download(hub, tmp_path / "home", "Some/Tiny-VL", "--yes", "--to", tmp_path / "models")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "models" / "LLM" / "Tiny-VL"
+    assert len(list(folder.glob("*.safetensors"))) > 2 and not list(folder.glob("*.bin"))
+    assert Local.from_folder(LocalOptions(str(folder))).name == "Tiny-VL"
+    done = download(hub, tmp_path / "home", "no/such", "--yes")
+    assert done.returncode == 2 and "no/such: is not at" in done.stderr

@@ -164,7 +164,8 @@ def _doctor(commands) -> None:
 def _download(commands) -> None:
     parser = _command(commands, "download", "download:download", "fetch the weights of a published model from the "
                       "Hugging Face hub; the only command that downloads", f"{DOWNLOAD_HELP}\n\n{DOWNLOAD_CODES}")
-    parser.add_argument("preset", metavar="PRESET", choices=published_names(), help=f"{' or '.join(published_names())}")
+    parser.add_argument("preset", metavar="PRESET", help=f"{', '.join(published_names())}, or the id of a repository "
+                        "such as Qwen/Qwen2.5-VL-7B-Instruct")
     parser.add_argument("--to", metavar="FOLDER", help="a folder for it, such as a ComfyUI's models (default: the "
                         "Hugging Face cache, where --model finds it by name)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -256,7 +257,7 @@ def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: s
 def _parts(group, roots: bool = True) -> None:
     group.add_argument("--part", action="append", default=[], metavar="NAME=PATH", dest="parts", help="a component "
                        "from elsewhere, a folder or a single file: transformer, vae, text_encoder, text_encoder_2, "
-                       "tokenizer, tokenizer_2; may be repeated")
+                       "tokenizer, tokenizer_2, or image_encoder of Reflect-DiT; may be repeated")
     if not roots:  # `bench shapes` has a --models of its own
         return
     group.add_argument("--models", action="append", metavar="FOLDER", dest="roots", help="where a published model is "

@@ -19,12 +19,14 @@ PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torc
 WHILE_LOADING = ("int8", "nf4")
 """These are given to the library that loads; the others follow when a part is loaded."""
 NEED_GPU = WHILE_LOADING
+"""A name of its own, for the tests' sake: bitsandbytes itself computes on a CPU too."""
 # T5's `wo` is asked for its dtype before it is used, so it must not lie in fp8; embeddings are looked up, not applied.
 _T5_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
 
 
-def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: str = "none") -> None:
-    """UserError, before anything is loaded, unless it is a way that can be gone on this device."""
+def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: str = "none",
+                   encoder_device: str | torch.device | None = None) -> None:
+    """UserError, before anything is loaded, unless it is a way that can be gone on these devices."""
     if quantise not in WAYS:
         raise UserError(f"option quantise is {quantise!r}; expected one of {', '.join(WAYS)}")
     package = PACKAGES.get(quantise)
@@ -45,6 +47,9 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
     if quantise in NEED_GPU and torch.device(device).type == "cpu":
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
+    if quantise in NEED_GPU and encoder_device is not None and torch.device(encoder_device).type == "cpu":
+        raise UserError(f"option quantise is {quantise!r}, for T5 too, and option encoder_device is cpu, where "
+                        "diffusers does not offer it; expected one of them; try offload=component in its place")
 
 
 def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..generators.checking import check_device
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
 from .load import EDITORS, family_of, load_generator, preset_names, read_settings
-from .locate import locate
+from .locate import cached, locate
 from .published import PUBLISHED
 from .roots import Roots, find_roots
 
@@ -47,7 +47,9 @@ class ModelChoice:
         self.lora = found.lora if self.lora is None else self.lora
         self.parts = found.parts | {part: Path(path).expanduser() for part, path in (parts or {}).items()}
         for part, path in self.parts.items():
-            if not path.exists():
+            if not path.exists() and (there := cached(path.as_posix(), "config.json")) is not None:
+                self.parts[part] = there  # a repository in the Hugging Face cache
+            elif not path.exists():
                 raise UserError(f"--part {part}={path}: no such file or folder; try to check the path")
         self.device, self.dtype = device, dtype
         self.options = dict(options or {})

@@ -9,12 +9,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ..types import UserError
-from .published import Source, published_set
+from .published import Source, published_set, repository
 
 VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp32.*", "*.non_ema.*")
 """The same weights once more, which nobody asks for by these names."""
@@ -49,13 +49,14 @@ class Share:
 def plan(preset: str, to: str | Path | None = None) -> list[Share]:
     """What there is to fetch, asked of the hub. Raises UserError where it cannot be reached or gives nothing.
 
+    `preset`: the name of a published set, or the id of a repository.
     `to`: ComfyUI, its models folder or a folder of one's own; below it everything lies as in ComfyUI's models.
     """
     from huggingface_hub import HfApi
 
     root = None if to is None else _models(Path(to).expanduser())
     shares = []
-    for source in published_set(preset).sources:
+    for source in (repository(preset),) if "/" in preset else published_set(preset).sources:
         with _said(source):
             info = HfApi().model_info(source.repository, files_metadata=True)
         patterns = _patterns(source)
@@ -63,6 +64,10 @@ def plan(preset: str, to: str | Path | None = None) -> list[Share]:
                  if any(fnmatch(one.rfilename, pattern) for pattern in patterns)
                  and not any(fnmatch(one.rfilename, pattern) for pattern in VARIANTS)}
         wanted = f"{source.inside}/{source.file}" if source.inside else source.file
+        if not wanted:
+            wanted = "model_index.json" if "model_index.json" in files else "config.json"
+            if wanted == "config.json":  # a judge's, not one that draws
+                source = replace(source, kind="LLM")
         if wanted not in files:
             raise UserError(f"{source.repository} has no {wanted} any more; expected it as the set {preset!r} needs "
                             "it; try another mirror, or a newer version of Reflect")

@@ -76,6 +76,8 @@ def cached(repository: str, file: str) -> Path | None:
     """The folder in which a file of a repository lies in the Hugging Face cache, or None. Asks nobody."""
     from huggingface_hub import try_to_load_from_cache
 
+    if not _REPOSITORY.fullmatch(repository):
+        return None
     found = try_to_load_from_cache(repository, file)
     return Path(found).parent if isinstance(found, str) else None
 

@@ -112,6 +112,13 @@ def how_to_get(name: str, models: Path) -> str:
             f"huggingface.co, or {instead}")
 
 
+def repository(name: str) -> Source:
+    """A repository of its own, whatever model it has: in diffusers layout, or one of transformers."""
+    return Source(name, "diffusers", name.partition("/")[2], "", "size: see its page", "licence: see its page",
+                  ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.jinja", "*/*.safetensors",
+                   "*/*.txt", "*/*.model"))
+
+
 def published_set(name: str) -> Published:
     if name not in PUBLISHED:
         raise UserError(f"there is no published set {name!r}; expected one of {', '.join(PUBLISHED)}")

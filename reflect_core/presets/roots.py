@@ -49,8 +49,11 @@ class Roots:
         return roots
 
     def places(self, kind: str) -> list[Path]:
-        """The folders that there are for a kind of model, in the order in which they were named."""
-        return [place for place in dict.fromkeys(self._places[kind]) if place.is_dir()]
+        """The folders that there are for a kind of model, in the order in which they were named. Published sets may lie
+        in either folder of whole models, and a LoRA's folder there too."""
+        models = [*self._places["diffusers"], *self._places["reflect"]]
+        merged = {"diffusers": models, "reflect": models, "loras": [*self._places["loras"], *models]}
+        return [place for place in dict.fromkeys(merged.get(kind, self._places[kind])) if place.is_dir()]
 
     def tokenizer(self, name: str) -> Path | None:
         """The folder of `tokenizer` or `tokenizer_2` that a ComfyUI among the roots carries."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 from ...types import UserError
@@ -123,6 +124,10 @@ def _check(name: str, file: WeightFile, taken: dict[str, Piece]) -> None:
             raise UserError(f"{file.path}: {piece.key} is {file.kinds[piece.key]}, quantised in a way of ComfyUI's or "
                             "another program's own; expected numbers in fp32, fp16, bf16, fp8 or GGUF; try such a "
                             f"release of it, or --option quantise ({key} is meant)")
+        scale, rows = file.scale_of(piece.key), file.shapes[piece.key][:1]
+        if scale is not None and prod(file.shapes[scale]) not in (1, *rows):
+            raise UserError(f"{file.path}: {piece.key} is fp8 in blocks, with scales of {file.shapes[scale]}; expected "
+                            "one scale for all of it or one for each row; try a release in fp8 scaled, bf16 or GGUF")
     shapes = shapes_of(taken, file.shapes)
     said = None
     if name == "transformer" and shapes["x_embedder.weight"][1] != shapes["proj_out.weight"][0]:

@@ -119,7 +119,7 @@ class FluxCorrector:
             raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
                             f"{', '.join(sorted(known))}")
         options = replace(options or CorrectorOptions(), **settings)
-        check_quantise(quantise, device, offload)
+        check_quantise(quantise, device, offload, encoder_device)
         outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])
         lora = folder_lora(path) if lora is None else lora
