@@ -174,13 +174,15 @@ class Server:
         if error.status == 402:
             raise UserError(f"the judge's server {url} wants to be paid ({reason}); try to top the account "
                             "up") from None
-        if question is None or self._saw:
-            # It has answered about a picture: what it refuses now is this question alone.
-            return
         low = reason.lower()
+        if question is None:
+            return
         if error.status == 404 or ("model" in low and ("not found" in low or "does not exist" in low)):
             raise UserError(f"the judge's server {url} has no model {self.options.model!r} ({reason}); expected "
                             f"{self._known()}; try option model=NAME") from None
+        if self._saw:
+            # It has answered about a picture: what it refuses now is this question alone.
+            return
         if "context" in low and any(word in low for word in ("length", "size", "window", "exceed", "maximum")):
             raise UserError(f"the picture and its question do not fit into the context of {self.name!r} ({reason}); "
                             "expected some 2,000 tokens of room; try a smaller side, or a larger context "
