@@ -58,7 +58,7 @@ def test_the_pack_loads_without_a_warning_of_ours(engine):
     assert not [line for line in log.splitlines() if "custom_nodes/reflect" in line and "seconds" not in line]
     info = engine.get("/object_info")
     ours = {name: node for name, node in info.items() if name.startswith("Reflect")}
-    assert len(ours) == 16
+    assert len(ours) == 17
     for name, node in ours.items():
         assert node["category"].split("/")[0] == "reflect" and node["description"], name
         inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}

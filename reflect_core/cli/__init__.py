@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def _do(words: Sequence[str]) -> int:
         # A prompt or an answer may hold letters that the terminal's encoding lacks; that must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # diffusers imports it wherever it is installed, and it tells everybody what it could be faster with.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from .parser import make_parser
 
     try:
