@@ -74,7 +74,8 @@ class Hub:
         for key, said in headers.items():
             handler.send_header(key, said)
         handler.end_headers()
-        handler.wfile.write(data)
+        if handler.command != "HEAD":  # a body would be taken for the next answer
+            handler.wfile.write(data)
 
     def _file(self, handler, repository: str, name: str, body: bool) -> None:
         if repository in self.gated:
