@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from aligned import aligned
 from command import inside, write_tiny_model
 from PIL import Image
 from tiny_flux import write_tiny_flux
@@ -80,9 +81,8 @@ def drawn(model, requests, **more):
 
 
 def with_and_without(cls, folder, kind, requests, **more):
-    """A model that is offloaded, and what it drew before. The very same weights: elsewhere in memory the CPU may round
-    otherwise."""
-    plain = cls.from_folder(folder, **more)
+    """A model that is offloaded, and what it drew before, with weights laid as those that are moved."""
+    plain = aligned(cls.from_folder(folder, **more))
     expected = drawn(plain, requests)
     beside = ({"lora": plain.lora, "tokenizer_2": plain.texts.tokenizer_2} if cls is FluxCorrector else
               {"context": plain.context})
@@ -92,18 +92,9 @@ def with_and_without(cls, folder, kind, requests, **more):
     return model, expected
 
 
-@pytest.fixture
-def one_thread():
-    """With several, a product is parted by where its numbers lie in memory."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", ["component", "layers"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_are_the_same_to_the_bit(one_thread, family, kind, dtype, moves):
+def test_pictures_are_the_same_to_the_bit(family, kind, dtype, moves):
     _, folder, cls = family
     requests = [PLAIN, corrected(4), replace(PLAIN, seed=5), corrected(6, "make it red")]
     model, expected = with_and_without(cls, folder, kind, requests, dtype=dtype)

@@ -6,6 +6,7 @@ say, which the policies know what to do with.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from ..text import bounded
@@ -29,7 +30,7 @@ EDITS = ("You look at a picture that was made from a description and write the e
          "answer: None")
 
 
-class VlmReflector(Asker):
+class VlmReflector(Asker, ABC):
     """Shared: what a question tells, and who is asked. UserError where nobody can be asked."""
 
     system = ""
@@ -51,8 +52,8 @@ class VlmReflector(Asker):
         found = f"\nA first look said no to: {bounded('; '.join(failed), 1500)}" if failed else ""
         return f"Description: {prompt}{found}"
 
-    def _reflection(self, reply: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _reflection(self, reply: str) -> str: ...
 
 
 class SentenceReflector(VlmReflector):
