@@ -2,8 +2,8 @@
 
 `component`: one part at a time is on the device. `layers`: of a part with blocks, two blocks at a time are, the one
 that computes and the one that comes next, which is copied meanwhile; what lies outside of the blocks stays as long as
-its part is in use. The pictures are the same, to the bit where weights are laid alike: a CPU rounds otherwise where they
-begin at another place, as in a file that is mapped.
+its part is in use. The pictures are the same, to the bit where weights
+are laid alike: a CPU rounds otherwise where they begin at another place, as in a file that is mapped.
 
 Every weight has its home in main memory and keeps it while a copy is on the device. So a part leaves without being
 copied back, and wherever an exception comes from, nothing is lost: what was half moved goes home. diffusers' group

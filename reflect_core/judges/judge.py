@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ class Actors:
     refiner: Refiner | None = None
 
 
-class Judge(ABC):
+class Judge:
     """One that judges any prompt and picture. To be derived from."""
 
     name = ""
@@ -43,9 +42,9 @@ class Judge(ABC):
         """The same, with whatever has to be asked once for a prompt."""
         return self.connect()
 
-    @abstractmethod
     def actors(self, folder: Path | None = None) -> Actors:
-        """Those of a run whose record lies in `folder`, or that has none."""
+        """Those of a run whose record lies in `folder`, or that has none. Every judge has its own."""
+        raise NotImplementedError
 
     def settings(self, prompt: str | None = None) -> Any:
         """What the record of a run of that prompt must know to have the same judge again: no secret, and nothing of
