@@ -107,9 +107,9 @@ def _check(found: Located) -> None:
         if found.lora is not None:
             check_safetensors(found.lora)
     elif family == "SanaPipeline":
-        from .generators.reflect_dit.folder import check_folder
+        from .generators.reflect_dit.sources import find_sources
 
-        check_folder(found.path, found.lora, found.parts.get("image_encoder"))
+        find_sources(found.path, found.lora, found.parts)
     else:
         check_model_folder(found.path, ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"))
 

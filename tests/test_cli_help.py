@@ -17,6 +17,7 @@ from reflect_core.cli.help import (
     SETTINGS,
 )
 from reflect_core.cli.parser import make_parser
+from reflect_core.generators.checking import LOADING
 from reflect_core.generators.editors.options import KontextOptions, QwenOptions
 from reflect_core.generators.flux_corrector.options import CorrectorOptions
 from reflect_core.generators.reflect_dit.options import ReflectOptions
@@ -31,12 +32,11 @@ def test_every_setting_of_every_policy_is_explained():
 
 
 def test_every_option_of_every_family_is_explained():
-    # Where parts are kept, and in how many bits, are arguments of their own of `from_folder`.
-    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | {"encoder_device", "offload", "quantise"}
+    assert FLUX_OPTIONS.keys() == {f.name for f in fields(CorrectorOptions)} | set(LOADING)
     assert JUDGE_OPTIONS.keys() == {f.name for f in fields(AskOptions)}
     assert LOCAL_OPTIONS.keys() == {f.name for f in fields(LocalOptions)}
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
-    assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)} | {"offload"}
+    assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)} | set(LOADING)
     assert EDIT_OPTIONS.keys() == {f.name for kind in (KontextOptions, QwenOptions) for f in fields(kind)} | {
         "base", "encoder_device", "offload"}
 

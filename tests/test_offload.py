@@ -287,7 +287,7 @@ def test_a_model_cannot_bring_it_along(family, tmp_path):
     settings = json.loads((copy / "reflect.json").read_text())
     settings["options"]["offload"] = "component"
     (copy / "reflect.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="has no option 'offload'"):
+    with pytest.raises(UserError, match="the option 'offload', which is about a machine.*--option offload=component"):
         cls.from_folder(copy)
 
 

@@ -117,8 +117,9 @@ def test_reflect_dit_with_its_picture_encoder_in_a_repository_of_its_own(tmp_pat
     assert choice.load().max_context == 3
     again = from_settings(json.loads(json.dumps(choice.settings())))
     assert again.parts == choice.parts and again.fingerprint() == choice.fingerprint()
-    with pytest.raises(UserError, match="a SanaPipeline is a folder.*--part image_encoder"):
-        ModelChoice(str(plain), parts={"vae": str(plain)}).load()
+    # A repository of a whole model has any of its components.
+    borrowed = ModelChoice(str(plain), parts={"vae": "Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers"})
+    assert borrowed.parts["vae"].name == "abc" and borrowed.load().max_context == 0
 
 
 def test_an_editor_is_a_folder_whole(tmp_path):

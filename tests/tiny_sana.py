@@ -25,21 +25,28 @@ REFLECT = {"reflection": True, "vision_feature_dim": 20, "num_reflection_transfo
            "reflection_mode": "vanilla", "context_qk_norm": None}
 
 
-def write_tiny_sana(folder: Path, reflect: bool = True, seed: int = 0, settings: dict | None = None) -> Path:
+def write_tiny_sana(folder: Path, reflect: bool = True, seed: int = 0, settings: dict | None = None,
+                    wide: bool = False) -> Path:
+    """`wide`: every linear layer of transformer and Gemma takes a multiple of 64 and makes one of 32, as bitsandbytes
+    wants it on a CPU."""
+    latents, hidden, middle, head, width = (32, 64, 64, 32, 32) if wide else (4, 24, 32, 12, 8)
+    config = {**SANA, **REFLECT, "in_channels": latents, "out_channels": latents, "caption_channels": hidden}
+    if wide:
+        config |= {"num_attention_heads": 8, "cross_attention_head_dim": 32, "cross_attention_dim": 64}
     torch.manual_seed(seed)
-    vae = AutoencoderDC(in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types="ResBlock",
-                        decoder_block_types="ResBlock", encoder_block_out_channels=(8, 8, 8),
-                        decoder_block_out_channels=(8, 8, 8), encoder_layers_per_block=(1, 1, 1),
+    vae = AutoencoderDC(in_channels=3, latent_channels=latents, attention_head_dim=2, encoder_block_types="ResBlock",
+                        decoder_block_types="ResBlock", encoder_block_out_channels=(width,) * 3,
+                        decoder_block_out_channels=(width,) * 3, encoder_layers_per_block=(1, 1, 1),
                         decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()),
                         decoder_qkv_multiscales=((), (), ()), scaling_factor=0.41407)
     vocabulary = write_word_tokenizer(folder / "tokenizer", [WORDS], "t5", 400)
     text_encoder = Gemma2Model(Gemma2Config(
-        vocab_size=len(vocabulary), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=12, max_position_embeddings=512, pad_token_id=0, bos_token_id=None,
-        eos_token_id=1))
+        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=middle, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=head, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=None, eos_token_id=1))
     scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, use_flow_sigmas=True,
                                             prediction_type="flow_prediction", flow_shift=3.0)
-    transformer, context = build({**SANA, **REFLECT})
+    transformer, context = build(config)
     for part in (transformer, context):
         for parameter in part.parameters():
             torch.nn.init.normal_(parameter, std=0.15)
@@ -56,7 +63,7 @@ def write_tiny_sana(folder: Path, reflect: bool = True, seed: int = 0, settings:
         index["image_encoder"] = ["transformers", "SiglipVisionModel"]
         save_file({**transformer.state_dict(), **context.state_dict()},
                   folder / "transformer" / "diffusion_pytorch_model.safetensors")
-        (folder / "transformer" / "config.json").write_text(json.dumps({**SANA, **REFLECT}))
+        (folder / "transformer" / "config.json").write_text(json.dumps(config))
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "reflect.json").write_text(json.dumps(settings or {
         "defaults": {"width": 32, "height": 32, "steps": 4, "guidance": 4.5}, "options": {"image_tokens": 16}}))

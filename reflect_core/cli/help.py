@@ -48,8 +48,8 @@ SINGULAR = {"noise_prompt": {"rounds": "how often a picture is drawn, each time 
 FLUX_OPTIONS = {
     "max_batch": "pictures drawn at once (8); 1 needs the least memory",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with FLUX.1-dev",
-    "quantise": "weights of the transformer and T5 in fewer bits: fp8, int8 or nf4 (bitsandbytes, on a GPU), "
-                "torchao-int8, or none",
+    "quantise": "weights of the transformer and the large text encoder in fewer bits: fp8, int8 or nf4 (bitsandbytes, "
+                "on a GPU), torchao-int8, or none",
     "text_join": "how prompt and reflection become one text: 'train', as the corrector learned it, or 'search', as the "
                  "published search does",
     "condition_size": "pixels a side to which the flawed picture is brought (512)",
@@ -82,6 +82,8 @@ SANA_OPTIONS = {
     "rotary_bf16": "false keeps the context's positions in full precision, for experiments",
     "text_cache": "texts that are kept encoded (64)",
     "picture_cache": "pictures that are kept encoded (64)",
+    "encoder_device": "where text and picture encoder are kept; cpu spares a GPU 6 GB with SANA 1.6B",
+    "quantise": "as of FLUX models",
     "prompt_cache": "prompts whose keys and values are kept for the next tries (8)",
     "offload": "'component' has one part at a time on the GPU, 'layers' two blocks of it at a time, 'none' all (none); "
                "the pictures are the same",

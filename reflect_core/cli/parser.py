@@ -257,7 +257,7 @@ def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: s
 def _parts(group, roots: bool = True) -> None:
     group.add_argument("--part", action="append", default=[], metavar="NAME=PATH", dest="parts", help="a component "
                        "from elsewhere, a folder or a single file: transformer, vae, text_encoder, text_encoder_2, "
-                       "tokenizer, tokenizer_2, or image_encoder of Reflect-DiT; may be repeated")
+                       "tokenizer, tokenizer_2, scheduler, or image_encoder of Reflect-DiT; may be repeated")
     if not roots:  # `bench shapes` has a --models of its own
         return
     group.add_argument("--models", action="append", metavar="FOLDER", dest="roots", help="where a published model is "

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from ..types import UserError
+
+LOADING = ("encoder_device", "offload", "quantise")
+"""Options of all families that are about a machine: how a model is loaded there, and not how it draws."""
+Options = TypeVar("Options")
 
 
 def is_number(value: object) -> bool:
@@ -15,6 +22,28 @@ def is_number(value: object) -> bool:
 def is_whole(value: object) -> bool:
     """Whether it is an int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def options_of(kind: type[Options], who: str, path: object, options: Options | None, folder: Mapping[str, Any],
+               changes: Mapping[str, Any], loading: tuple[str, ...] = LOADING) -> Options:
+    """All options of a model: `options`, or those of its folder's reflect.json, with the changes on top.
+
+    Args:
+        kind: the family's dataclass of options; who: what an error calls the family.
+        loading: what else can be said where the model is loaded.
+
+    UserError for an option that there is not, and for one in a reflect.json that is about a machine.
+    """
+    own = {} if options is not None else folder
+    if elsewhere := sorted(set(own) & set(LOADING)):
+        raise UserError(f"{path}: its reflect.json has the option {elsewhere[0]!r}, which is about a machine and not "
+                        "about the model; expected it where the model is loaded; try --option "
+                        f"{elsewhere[0]}={own[elsewhere[0]]}")
+    known, settings = {f.name for f in fields(kind)}, {**own, **changes}
+    if unknown := sorted(set(settings) - known):
+        raise UserError(f"{path}: {who} has no option {unknown[0]!r}; expected one of "
+                        f"{', '.join(sorted(known | set(loading)))}")
+    return replace(kind() if options is None else options, **settings)
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

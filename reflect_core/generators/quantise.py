@@ -7,12 +7,15 @@ it. All compute in the dtype of the model. The packages are optional, and import
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..types import UserError
+from .loading import load_part
+from .offload import send_home
 
 WAYS = ("none", "fp8", "int8", "nf4", "torchao-int8")
 PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torchao"}
@@ -21,7 +24,7 @@ WHILE_LOADING = ("int8", "nf4")
 NEED_GPU = WHILE_LOADING
 """A name of its own, for the tests' sake: bitsandbytes itself computes on a CPU too."""
 # T5's `wo` is asked for its dtype before it is used, so it must not lie in fp8; embeddings are looked up, not applied.
-_T5_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
+_TEXT_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
 
 
 def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: str = "none",
@@ -48,8 +51,8 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
     if quantise in NEED_GPU and encoder_device is not None and torch.device(encoder_device).type == "cpu":
-        raise UserError(f"option quantise is {quantise!r}, for T5 too, and option encoder_device is cpu, where "
-                        "diffusers does not offer it; expected one of them; try offload=component in its place")
+        raise UserError(f"option quantise is {quantise!r}, for the text encoder too, and option encoder_device is cpu, "
+                        "where diffusers does not offer it; expected one of them; try offload=component in its place")
 
 
 def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
@@ -64,6 +67,35 @@ def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str 
            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype})
     # diffusers forbids to move such a part as a whole afterwards, so it is loaded where it is packed.
     return {"quantization_config": config(**how), "device_map": {"": torch.device(device)}}
+
+
+def load_packed(folder: Path, name: str, entry: list[str], dtype: torch.dtype, device: str | torch.device,
+                quantise: str = "none", pack_on: str | torch.device | None = None) -> nn.Module:
+    """A model of a folder on its device, with its weights in fewer bits.
+
+    Args:
+        folder, name, entry: as `load_part` takes them.
+        pack_on: where bitsandbytes packs it before it goes home to main memory; None: on `device`, where it stays.
+    """
+    config = loading_config(quantise, entry[0], dtype, device if pack_on is None else pack_on)
+    part = load_part(folder, name, entry, dtype, **config)
+    return placed(part if config else quantised(part, quantise, dtype), quantise, device, pack_on)
+
+
+def placed(part: nn.Module, quantise: str, device: str | torch.device, pack_on: str | torch.device | None = None
+           ) -> nn.Module:
+    """A part that was loaded, where it belongs. What bitsandbytes has packed lies where it was, and goes home if that
+    was somewhere else than it is to stay."""
+    if quantise not in WHILE_LOADING:
+        return part.to(device)
+    if pack_on is not None:
+        send_home(part)
+    return part
+
+
+def packed(part: nn.Module, quantise: str, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """A part that was loaded whole with its weights in fewer bits; bitsandbytes packs them on `device`. In place."""
+    return swapped(part, quantise, dtype, device) if quantise in WHILE_LOADING else quantised(part, quantise, dtype)
 
 
 def quantised(part: nn.Module, quantise: str, dtype: torch.dtype) -> nn.Module:
@@ -91,11 +123,12 @@ def swapped(part: nn.Module, quantise: str, dtype: torch.dtype, device: str | to
         weight = layer.weight.data.cpu()
         if quantise == "nf4":
             new = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4", device="meta")
-            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            # Scales stay whole, as the two libraries leave them; bitsandbytes by itself would round them too.
+            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
         else:
             new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
             new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-        new.bias = layer.bias
+        new.bias, new.training = layer.bias, layer.training
         part.set_submodule(name, new.to(device))
     return part.to(device)
 
@@ -109,4 +142,4 @@ def cast_storage(part: nn.Module, dtype: torch.dtype) -> None:
         part.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     else:
         apply_layerwise_casting(part, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype,
-                                skip_modules_pattern=_T5_WHOLE)
+                                skip_modules_pattern=_TEXT_WHOLE)

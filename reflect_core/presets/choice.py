@@ -18,14 +18,14 @@ from .roots import Roots, find_roots
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
-             "options": "one --option for each", "parts": "one --part for each", "vision": "--part image_encoder"}
+             "options": "one --option for each", "parts": "one --part for each"}
 """What loads a model takes these too, but not as options."""
 WHOLE = 64 << 20
 """Files up to this size are hashed whole; of larger ones a sample of blocks."""
 KINDS = (".safetensors", ".json", ".txt", ".model")
 """Files of a model that decide what it draws."""
-VISION = "image_encoder"
-"""What Reflect-DiT sees pictures with; the one component of a SANA model that may lie elsewhere."""
+IN_PARTS = ("FluxPipeline", "SanaPipeline")
+"""Families whose components may lie apart from each other."""
 BLOCK, BLOCKS = 64 << 10, 256
 
 
@@ -47,9 +47,11 @@ class ModelChoice:
         self.lora = found.lora if self.lora is None else self.lora
         self.parts = found.parts | {part: Path(path).expanduser() for part, path in (parts or {}).items()}
         for part, path in self.parts.items():
-            if not path.exists() and (there := cached(path.as_posix(), "config.json")) is not None:
-                self.parts[part] = there  # a repository in the Hugging Face cache
-            elif not path.exists():
+            if path.exists():
+                continue
+            there = (cached(path.as_posix(), file) for file in ("model_index.json", "config.json"))
+            self.parts[part] = next(filter(None, there), path)  # a repository in the Hugging Face cache
+            if not self.parts[part].exists():
                 raise UserError(f"--part {part}={path}: no such file or folder; try to check the path")
         self.device, self.dtype = device, dtype
         self.options = dict(options or {})
@@ -75,8 +77,12 @@ class ModelChoice:
         """Whether it is of the SANA family and has Reflect-DiT's weights, in its folder or beside it."""
         if self.family != "SanaPipeline":
             return False
-        config = read_json(self.folder / "transformer" / "config.json", "expected the config of a SANA transformer")
-        return self.lora is not None or bool(config.get("reflection"))
+        if self.lora is not None:
+            return True
+        place = self.parts.get("transformer", self.folder)
+        place = place / "transformer" if (place / "model_index.json").is_file() else place
+        config = read_json(place / "config.json", "expected the config of a SANA transformer")
+        return bool(config.get("reflection"))
 
     @property
     def edits(self) -> bool:
@@ -101,15 +107,12 @@ class ModelChoice:
         check_device("--device ", self.device)
         check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
-        if self.family == "FluxPipeline":
-            extra |= {"parts": self.parts} if self.parts else {}
-        elif self.parts:
-            allowed = {VISION} if self.family == "SanaPipeline" else set()
-            if other := sorted(set(self.parts) - allowed):
-                raise UserError(f"--part {other[0]}={self.parts[other[0]]}: a {self.family} is a folder in diffusers "
-                                f"layout; expected {f'--part {VISION}=FOLDER alone' if allowed else 'no --part'}; try "
-                                "the folder of the model")
-            extra["vision"] = self.parts[VISION]
+        if self.parts:
+            if self.family not in IN_PARTS:
+                part = next(iter(self.parts))
+                raise UserError(f"--part {part}={self.parts[part]}: a {self.family} is a folder in diffusers layout; "
+                                "expected no --part; try the folder of the model")
+            extra["parts"] = self.parts
         return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
                               **{**self.options, **options})
 
@@ -143,10 +146,12 @@ class ModelChoice:
             yield "model", self.folder
         else:
             yield "model_index.json", self.folder / "model_index.json"
+            elsewhere = set(self.parts)
+            if self.lora is not None:  # of the SANA family it is a whole transformer
+                elsewhere |= {"transformer" if self.family == "SanaPipeline" else "lora"}
             for path in sorted(self.folder.glob("*/**/*")):
                 name = path.relative_to(self.folder)
-                if (path.is_file() and path.suffix in KINDS and not (self.lora and name.parts[0] == "lora")
-                        and name.parts[0] not in self.parts):
+                if path.is_file() and path.suffix in KINDS and name.parts[0] not in elsewhere:
                     yield name.as_posix(), path
         for part, where in sorted(self.parts.items()):
             yield from ((f"{part}/{path.relative_to(where).as_posix()}", path) for path in part_files(part, where))

@@ -16,6 +16,7 @@ from reflect_core.generators.loading import load_part
 from reflect_core.generators.reflect_dit import folder as sana
 from reflect_core.generators.reflect_dit.checkpoint import load as load_checkpoint
 from reflect_core.generators.reflect_dit.options import ReflectOptions
+from reflect_core.generators.reflect_dit.sources import VISION
 from reflect_core.presets.load import PICKLES, read_json, read_settings
 from reflect_core.types import UserError
 
@@ -91,7 +92,7 @@ def _write_sana(m: BundleModel, folder: Path, settings: dict) -> None:
                                              torch.bfloat16)
         else:
             parts["transformer"], parts["context"] = load_checkpoint(m.checkpoint, torch.bfloat16)
-            parts[sana.VISION] = sana.load_vision(m.vision, torch.bfloat16)
+            parts[VISION] = sana.load_vision(m.vision, torch.bfloat16)
     elif m.vision is not None:
         raise UserError(f"model.vision is {m.vision!r}; expected model.checkpoint too")
     parts["tokenizer"] = Path(m.base) / "tokenizer"

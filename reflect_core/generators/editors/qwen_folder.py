@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...model_files import check_model_folder, read_json
+from ...model_files import read_json
 from ...types import UserError
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
+from ..part_folder import check_index
 
 CURES = "dtype=torch.bfloat16, or device='cpu'"
 
 _CLASSES = {
-    "transformer": [("diffusers", "QwenImageTransformer2DModel")],
-    "vae": [("diffusers", "AutoencoderKLQwenImage")],
-    "text_encoder": [("transformers", "Qwen2_5_VLForConditionalGeneration")],
-    "tokenizer": [("transformers", kind) for kind in ("Qwen2Tokenizer", "Qwen2TokenizerFast",
-                                                      "PreTrainedTokenizerFast")],
-    "processor": [("transformers", kind) for kind in ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")],
-    "scheduler": [("diffusers", "FlowMatchEulerDiscreteScheduler")],
+    "transformer": (("diffusers", "QwenImageTransformer2DModel"),),
+    "vae": (("diffusers", "AutoencoderKLQwenImage"),),
+    "text_encoder": (("transformers", "Qwen2_5_VLForConditionalGeneration"),),
+    "tokenizer": tuple(("transformers", kind) for kind in ("Qwen2Tokenizer", "Qwen2TokenizerFast",
+                                                           "PreTrainedTokenizerFast")),
+    "processor": tuple(("transformers", kind) for kind in ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")),
+    "scheduler": (("diffusers", "FlowMatchEulerDiscreteScheduler"),),
 }
 PLUS = "QwenImageEditPlusPipeline"
 
@@ -39,12 +40,7 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
     Reads configs and the headers of weights. Raises UserError, naming the file.
     """
     folder = Path(folder)
-    index = check_model_folder(folder, list(_CLASSES))
-    for name, choices in _CLASSES.items():
-        library, kind = index[name]
-        if (library, kind) not in choices:
-            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected "
-                            f"{' or '.join(map(' '.join, choices))}; this editor is of the Qwen-Image family")
+    index = check_index(folder, _CLASSES, _CLASSES, "this editor is of the Qwen-Image family")
     _check_diffusers(folder, index)
     return index
 

@@ -20,8 +20,7 @@ from ...model_files import check_safetensors, read_json
 from ...presets.load import read_settings
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
-from ..offload import send_home
-from ..quantise import WHILE_LOADING, check_quantise, loading_config, quantised
+from ..quantise import WHILE_LOADING, check_quantise, load_packed, placed
 from .lora import ConditionLora
 from .lora_file import LORA_FILE, PEFT_FILE
 from .single_files import FilePart, load_file_part, make_scheduler, outline
@@ -50,7 +49,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`.
         pack_on: where bitsandbytes packs them, each part by itself, before it goes to its `device`; None: there.
     """
-    check_quantise(quantise, device)
+    check_quantise(quantise, device if pack_on is None else pack_on)
     sources, loaded = find_sources(folder, parts), {}
     with quiet(), enough_memory():
         for name in COMPONENTS:
@@ -58,24 +57,22 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
             if name not in sources:
                 loaded[name] = make_scheduler(sources["transformer"].config)
             else:
-                packs = pack_on is not None and quantise in WHILE_LOADING and name in PACKED
-                loaded[name] = _load(sources[name], dtype, pack_on if packs else where, quantise)
-                if packs:
-                    send_home(loaded[name])
+                way = quantise if name in PACKED else "none"
+                loaded[name] = _load(sources[name], dtype, where, way, pack_on)
     _fit_tokenizer(loaded["tokenizer"], loaded["text_encoder"])
     return loaded
 
 
-def _load(part: FolderPart | FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str) -> Any:
+def _load(part: FolderPart | FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str,
+          pack_on: str | torch.device | None) -> Any:
     """One component, a model on its device."""
     if isinstance(part, FilePart):
-        return load_file_part(part, dtype, device, quantise)
-    way = quantise if part.name in PACKED else "none"
-    how = loading_config(way, part.entry[0], dtype, device)
-    loaded = load_part(part.folder.parent, part.folder.name, part.entry, dtype, **how)
-    if not isinstance(loaded, nn.Module):
-        return loaded
-    return loaded if how else quantised(loaded, way, dtype).to(device)
+        where = pack_on if quantise in WHILE_LOADING and pack_on is not None else device
+        return placed(load_file_part(part, dtype, where, quantise), quantise, device, pack_on)
+    folder, name = part.folder.parent, part.folder.name
+    if not part.config:  # a tokenizer or scheduler
+        return load_part(folder, name, part.entry, dtype)
+    return load_packed(folder, name, part.entry, dtype, device, quantise, pack_on)
 
 
 def _fit_tokenizer(tokenizer: Any, clip: nn.Module) -> None:

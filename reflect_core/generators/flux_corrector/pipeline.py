@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
-from ..checking import one_of
+from ..checking import one_of, options_of
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
 from ..offload import HOME, OFFLOADS, Offload
@@ -112,13 +112,7 @@ class FluxCorrector:
         defaults, settings = read_settings(path)
         if isinstance(lora, (str, Path)):
             settings |= lora_options(lora)
-        settings = changes if options is not None else settings | changes
-        known = {f.name for f in fields(CorrectorOptions)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise UserError(f"{path}: a FLUX corrector has no option {unknown[0]!r}; expected one of "
-                            f"{', '.join(sorted(known))}")
-        options = replace(options or CorrectorOptions(), **settings)
+        options = options_of(CorrectorOptions, "a FLUX corrector", path, options, settings, changes)
         check_quantise(quantise, device, offload, encoder_device)
         outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])

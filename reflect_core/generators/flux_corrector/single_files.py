@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...types import UserError
 from ...weight_file import WeightFile
 from ..loading import check_info, class_of, dtype_word, wrapped
-from ..quantise import WHILE_LOADING, cast_storage, loading_config, quantised, swapped
+from ..quantise import WHILE_LOADING, cast_storage, loading_config, packed, quantised
 from .architecture import missing_said, parts_in
 from .configs import DEV_SCHEDULER, SCHNELL_SCHEDULER, clip_config, t5_config, transformer_config, vae_config
 from .original_names import Piece, shapes_of
@@ -128,9 +128,7 @@ def _plain_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.d
     kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     # By way of `dtype`, as it goes from a folder: rounding twice is not the same as rounding once.
     model.load_state_dict({name: part.tensor(name, dtype).to(kinds[name]) for name in part.pieces}, assign=True)
-    if quantise in WHILE_LOADING:
-        return swapped(model, quantise, dtype, device)
-    return model if quantise == "fp8" else quantised(model, quantise, dtype)
+    return model if quantise == "fp8" else packed(model, quantise, dtype, device)
 
 
 def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str) -> nn.Module:

@@ -8,12 +8,12 @@ fit each other, before a weight is read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...model_files import check_component, check_model_folder, is_weight_file, read_json
+from ...model_files import is_weight_file
 from ...types import UserError
+from ..part_folder import FolderPart, check_index, own_part, part_alone
 from .configs import check_together
 from .single_files import FilePart, file_parts
 
@@ -29,27 +29,11 @@ CLASSES = {name: tuple((library, kind) for kind in kinds) for name, library, *ki
     ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"),
 )}
 """The classes that a component may be of; the first is what a folder of it alone is read with."""
+FAMILY = "a corrector is of the FLUX.1 family"
 _MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _TYPICAL = {"transformer": "flux1-dev.safetensors", "vae": "ae.safetensors", "text_encoder": "clip_l.safetensors",
             "text_encoder_2": "t5xxl_fp16.safetensors", "tokenizer": "a folder with CLIP-L's tokenizer",
             "tokenizer_2": "a folder with T5's tokenizer"}
-
-
-@dataclass(frozen=True)
-class FolderPart:
-    """A component as diffusers or transformers saved it."""
-
-    name: str
-    folder: Path
-    """Its own."""
-    entry: list[str]
-    """Library and class."""
-    config: dict[str, Any]
-    """Its config.json; {} for a tokenizer or scheduler."""
-
-    @property
-    def path(self) -> Path:
-        return self.folder
 
 
 Sources = dict[str, "FolderPart | FilePart"]
@@ -61,15 +45,7 @@ def check_folder(folder: str | Path, names: tuple[str, ...] = COMPONENTS) -> dic
 
     Reads no weights. Raises UserError, naming the file.
     """
-    folder = Path(folder)
-    index = check_model_folder(folder, names)
-    for name in names:
-        library, kind = index[name]
-        if (library, kind) not in CLASSES[name]:
-            choices = " or ".join(" ".join(choice) for choice in CLASSES[name])
-            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected {choices}; a "
-                            "corrector is of the FLUX.1 family")
-    return index
+    return check_index(folder, names, CLASSES, FAMILY)
 
 
 def find_sources(path: str | Path, parts: Mapping[str, str | Path] | None = None) -> Sources:
@@ -90,7 +66,7 @@ def find_sources(path: str | Path, parts: Mapping[str, str | Path] | None = None
     else:
         rest = tuple(name for name in COMPONENTS if name not in found)
         index = check_folder(path, rest)
-        found |= {name: _folder_part(name, path / name, list(index[name])) for name in rest}
+        found |= {name: own_part(name, path, index) for name in rest}
     if any(isinstance(found[name], FilePart) for name in _MODELS) or parts:
         check_together({name: found[name].config for name in _MODELS}, {n: str(found[n].path) for n in _MODELS})
     return found
@@ -99,14 +75,7 @@ def find_sources(path: str | Path, parts: Mapping[str, str | Path] | None = None
 def _part(name: str, where: Path) -> FolderPart | FilePart:
     """A component that somebody has named by itself: its folder, a whole model's, or a file."""
     if where.is_dir():
-        if (where / "model_index.json").is_file():
-            index = check_folder(where, (name,))
-            return _folder_part(name, where / name, list(index[name]))
-        entry = list(CLASSES[name][0])
-        if name.startswith("tokenizer"):
-            entry[1] = _tokenizer_class(where, entry[1])
-        check_component(where, entry[1])
-        return _folder_part(name, where, entry)
+        return part_alone(name, where, CLASSES, FAMILY)
     if name not in _MODELS:
         raise UserError(f"--part {name}={where}: no such folder; expected one with the files of a {name}; try that of "
                         "FLUX.1-dev or of ComfyUI (comfy/sd1_tokenizer, comfy/text_encoders/t5_tokenizer)")
@@ -115,16 +84,6 @@ def _part(name: str, where: Path) -> FolderPart | FilePart:
         raise UserError(f"--part {name}={where}: holds {_listed(parts)}; expected {name}; try {_TYPICAL[name]}, or "
                         f"--part {next(iter(parts))}={where}")
     return parts[name]
-
-
-def _folder_part(name: str, folder: Path, entry: list[str]) -> FolderPart:
-    return FolderPart(name, folder, entry, read_json(folder / "config.json", "") if name in _MODELS else {})
-
-
-def _tokenizer_class(folder: Path, usual: str) -> str:
-    """A folder whose tokenizer needs no class of its own says so; that of CLIP or T5 is read with theirs."""
-    said = read_json(folder / "tokenizer_config.json", "expected the folder of a tokenizer").get("tokenizer_class")
-    return "PreTrainedTokenizerFast" if said in ("PreTrainedTokenizerFast", "TokenizersBackend") else usual
 
 
 def _check_whole(path: Path, found: Sources) -> None:

@@ -1,14 +1,13 @@
 """A SANA model as a folder in diffusers' layout, plain or with Reflect-DiT's weights, read without network.
 
-`transformer/` may hold either: a `config.json` with the keys of Reflect-DiT is the released checkpoint's
-layout (`checkpoint.py`), in safetensors. With it the folder needs a SigLIP vision model in `image_encoder/`. A
-checkpoint in `.bin` lies beside the model, in a folder of its own.
+What of it lies where, and what goes together, is in `sources.py`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,93 +15,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...model_files import PICKLES, check_model_folder, check_weights, read_json
-from ...types import UserError
+from ...model_files import PICKLES, read_json
 from ..loading import load_part, quiet
 from ..memory import enough_memory
-from .checkpoint import STEM, check_config, load, weight_files, write_checkpoint
+from ..part_folder import FolderPart
+from ..quantise import check_quantise, load_packed, packed, placed
+from .checkpoint import load, write_checkpoint
 from .context import ContextEncoder
+from .sources import VISION, find_sources, vision_part
 
 CURES = "offload=component or offload=layers, or dtype=torch.bfloat16"
 
-VISION = "image_encoder"
-_CLASSES = {
-    "transformer": [("diffusers", "SanaTransformer2DModel")],
-    "vae": [("diffusers", "AutoencoderDC")],
-    "text_encoder": [("transformers", "Gemma2Model")],
-    "tokenizer": [("transformers", kind) for kind in ("GemmaTokenizerFast", "GemmaTokenizer",
-                                                      "PreTrainedTokenizerFast")],
-    "scheduler": [("diffusers", "DPMSolverMultistepScheduler")],
-}
-
-
-def check_folder(folder: str | Path, checkpoint: str | Path | None = None, vision: str | Path | None = None
-                 ) -> tuple[dict[str, Any], Path | None]:
-    """The model index of a SANA folder, and the checkpoint of Reflect-DiT that goes with it, or None.
-
-    `checkpoint`: its folder, where it does not lie in the model's own `transformer/`; `vision`: the picture encoder's,
-    where it lies with neither. Reads configs and the headers of weights. Raises UserError, naming the file.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "transformer" / "config.json", "expected the config of a SANA transformer")
-    own = config.get("reflection")
-    if own and checkpoint is None and (pickles := sorted((folder / "transformer").glob(f"{STEM}*.bin"))):
-        raise UserError(f"{pickles[0]}: a model's own folder must hold no pickles; expected the checkpoint in "
-                        "safetensors there; try to move that folder out of the model and to name it with --lora, which "
-                        "reads a .bin too, as weights alone")
-    index = check_model_folder(folder, list(_CLASSES) + ([VISION] if own or (folder / VISION).is_dir() else []))
-    for name, choices in _CLASSES.items():
-        if tuple(index[name]) not in choices:
-            library, kind = index[name]
-            raise UserError(f"{folder / 'model_index.json'}: {name} is a {kind} of {library}; expected "
-                            f"{' or '.join(map(' '.join, choices))}; Reflect-DiT is of the SANA family")
-    place = Path(checkpoint) if checkpoint is not None else folder / "transformer" if own else None
-    if place is None:
-        return index, None
-    place = place.parent if place.is_file() else place
-    config = read_json(place / "config.json", "expected the one of a Reflect-DiT checkpoint")
-    check_config(config, place)
-    weight_files(place)
-    eye = vision_folder(folder, place) if vision is None else Path(vision)
-    if eye is None:
-        raise UserError(f"{folder / VISION}: no such folder; expected SigLIP's vision model there (published: "
-                        "google/siglip-large-patch16-384), which sees the flawed pictures")
-    check_weights(_eye(eye))
-    _check_widths(config, {"vision_feature_dim": vision_config(eye).get("hidden_size", 768),
-                           **{name: read_json(folder / part / "config.json", "").get(key)
-                              for name, part, key in (("caption_channels", "text_encoder", "hidden_size"),
-                                                      ("in_channels", "vae", "latent_channels"))}}, place)
-    return index, place
-
-
-def vision_config(folder: str | Path) -> dict[str, Any]:
-    """The config of SigLIP's vision model, from `image_encoder/` of a folder or, if there is none, from the folder
-    itself, be it of the vision model alone or of all of SigLIP."""
-    config = read_json(_eye(folder) / "config.json", "expected the one of a SigLIP model")
-    return config.get("vision_config", config)
-
-
-def _eye(folder: str | Path) -> Path:
-    folder = Path(folder)
-    return folder / VISION if (folder / VISION).is_dir() else folder
-
-
-def _check_widths(config: dict[str, Any], made: dict[str, Any], place: Path) -> None:
-    """UserError unless a checkpoint takes what the other parts make."""
-    parts = {"vision_feature_dim": "picture encoder", "caption_channels": "text encoder", "in_channels": "autoencoder"}
-    for name, width in made.items():
-        if name in config and width is not None and config[name] != width:
-            raise UserError(f"{place}: its {name} is {config[name]}, and the model's {parts[name]} makes {width}; "
-                            f"expected parts that belong together; try the {parts[name]} that it was trained with "
-                            "(published: SigLIP large of 384 pixels, and all else of SANA 1.6B)")
+PACKED = ("transformer", "text_encoder")
+"""Components whose weights may be kept in fewer bits."""
+ENCODERS = ("text_encoder", VISION)
 
 
 def load_vision(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """SigLIP's vision model from `image_encoder/` of a folder or, if there is none, from the folder itself."""
-    vision_config(folder)
-    place = _eye(folder)
+    """SigLIP's vision model from a folder, see `vision_part`."""
     with quiet():
-        return load_part(place.parent, place.name, ["transformers", "SiglipVisionModel"], dtype)
+        return _load(vision_part(folder), dtype, "cpu")
 
 
 def published_vision_names(file: Path) -> None:
@@ -149,26 +81,39 @@ def write_folder(folder: str | Path, *, transformer: nn.Module, vae: nn.Module, 
     return folder
 
 
-def vision_folder(folder: Path, checkpoint: Path) -> Path | None:
-    """Where the picture encoder lies: with the model or with the checkpoint."""
-    return next((place for place in (folder, checkpoint) if (place / VISION / "config.json").is_file()), None)
-
-
 def load_components(folder: str | Path, checkpoint: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", vision: str | Path | None = None) -> dict[str, Any]:
-    """Every component by its name, models in evaluation mode and frozen; checked before the first weight is read.
+                    device: str | torch.device = "cpu", parts: Mapping[str, str | Path] | None = None,
+                    encoder_device: str | torch.device | None = None, quantise: str = "none",
+                    pack_on: str | torch.device | None = None) -> dict[str, Any]:
+    """Every component by its name, models in evaluation mode and frozen, `context` too where the transformer is
+    Reflect-DiT's; checked before the first weight is read, and each on its device before the next is read.
 
-    `checkpoint` and `vision` as in `check_folder`; with `vision` the picture encoder is loaded for plain SANA too.
+    Args:
+        checkpoint, parts: as in `find_sources`; with `parts` the picture encoder is loaded for plain SANA too.
+        encoder_device: where text and picture encoder go; None: `device`, like the rest.
+        quantise: how the weights of transformer and Gemma are kept, see `generators/quantise.py`.
+        pack_on: where bitsandbytes packs them, each part by itself, before it goes to its `device`; None: there.
     """
-    folder = Path(folder)
-    index, place = check_folder(folder, checkpoint, vision)
-    parts: dict[str, Any] = {}
+    check_quantise(quantise, device if pack_on is None else pack_on)
+    loaded: dict[str, Any] = {}
     with quiet(), enough_memory(CURES):
-        for name in _CLASSES:
-            if name != "transformer" or place is None:
-                parts[name] = load_part(folder, name, index[name], dtype)
-        if place is not None:
-            parts["transformer"], parts["context"] = load(place, dtype)
-        if vision is not None or place is not None:
-            parts[VISION] = load_vision(vision if vision is not None else vision_folder(folder, place), dtype)
-        return {name: part.to(device) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        for name, part in find_sources(folder, checkpoint, parts).items():
+            where = encoder_device if encoder_device is not None and name in ENCODERS else device
+            way = quantise if name in PACKED else "none"
+            if name == "transformer" and part.config.get("reflection"):
+                transformer, context = load(part.folder, dtype)
+                packs = where if pack_on is None else pack_on
+                transformer = packed(transformer, way, dtype, packs)
+                loaded[name], loaded["context"] = placed(transformer, way, where, pack_on), context.to(where)
+            else:
+                loaded[name] = _load(part, dtype, where, way, pack_on)
+    return loaded
+
+
+def _load(part: FolderPart, dtype: torch.dtype, device: str | torch.device, quantise: str = "none",
+          pack_on: str | torch.device | None = None) -> Any:
+    """One component, a model on its device."""
+    folder, name = part.folder.parent, part.folder.name
+    if not part.config:  # the tokenizer or scheduler
+        return load_part(folder, name, part.entry, dtype)
+    return load_packed(folder, name, part.entry, dtype, device, quantise, pack_on)

@@ -8,8 +8,8 @@ come out as one at a time; every random number comes from the request's seed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,23 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
-from ..checking import one_of
+from ..checking import one_of, options_of
 from ..clock import Stopwatch
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
 from ..offload import HOME, OFFLOADS, Offload
 from ..places import Places
 from ..preview import Previews
+from ..quantise import check_quantise
 from ..requests import check_request
 from ..tiling import tile
 from .cached import Prepared, denoise, prepare
 from .context import DROPPED_TEXT, ContextEncoder
 from .encoding import Pictures, Texts, pooled_side
-from .folder import check_folder, load_components, vision_config, vision_folder
+from .folder import ENCODERS, load_components
 from .inputs import Encoded, Inputs
 from .options import ReflectOptions
+from .sources import VISION, find_sources
 
 CURES = "offload=component or offload=layers, vae_tiling=true, a smaller max_batch, or dtype=torch.bfloat16"
 
@@ -79,8 +81,9 @@ class ReflectDiT:
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", offload: str = "none",
-                    options: ReflectOptions | None = None, vision: str | Path | None = None,
+                    device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
+                    offload: str = "none", options: ReflectOptions | None = None,
+                    parts: Mapping[str, str | Path] | None = None, quantise: str = "none",
                     **changes: Any) -> ReflectDiT:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
@@ -88,10 +91,14 @@ class ReflectDiT:
             path: a SANA model in diffusers layout, see `folder.py`.
             lora: the folder of a Reflect-DiT checkpoint, in place of the model's own transformer. The options in its
                 reflect.json go on top of the model's.
+            encoder_device: where the text and the picture encoder are kept; None: with the rest. Gemma takes 5 GB in
+                bf16 and is needed only once a text.
             offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
                 see `offload.py`. The pictures are the same.
             options: all switches at once, instead of those in the folder's reflect.json.
-            vision: the folder of the picture encoder, where it lies with neither.
+            parts: components that come from elsewhere, by name, each a folder; see `sources.py`.
+            quantise: fewer bits for the transformer and Gemma, see `generators/quantise.py`. Reflect-DiT's own layers
+                stay as they are.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
@@ -100,20 +107,19 @@ class ReflectDiT:
         defaults, settings = read_settings(path)
         if lora is not None:  # what it was trained with
             settings |= read_settings(lora if Path(lora).is_dir() else Path(lora).parent)[1]
-        settings = changes if options is not None else settings | changes
-        known = {f.name for f in fields(ReflectOptions)}
-        if unknown := sorted(set(settings) - known):
-            raise UserError(f"{path}: Reflect-DiT has no option {unknown[0]!r}; expected one of "
-                            f"{', '.join(sorted(known))}")
-        options = replace(options or ReflectOptions(), **settings)
-        place = check_folder(path, lora, vision)[1]
-        if place is not None:
-            seen = vision_config(vision or vision_folder(Path(path), place))
+        options = options_of(ReflectOptions, "Reflect-DiT", path, options, settings, changes)
+        check_quantise(quantise, device, offload, encoder_device)
+        sources = find_sources(path, lora, parts)
+        if VISION in sources:
+            seen = sources[VISION].config
             pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
-        parts = load_components(path, lora, dtype, device if offload == "none" else HOME, vision)
-        made = cls(**parts, options=options, defaults=defaults)
+        home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
+        loaded = load_components(path, lora, dtype, home, parts, encoder_home, quantise,
+                                 None if offload == "none" else device)
+        made = cls(**loaded, options=options, defaults=defaults)
         if offload != "none":
-            Offload.manage(made, device, offload)
+            own = {} if encoder_device is None else dict.fromkeys(ENCODERS, encoder_device)
+            Offload.manage(made, device, offload, own)
         return made
 
     def with_options(self, **changes: Any) -> ReflectDiT:

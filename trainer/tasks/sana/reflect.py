@@ -40,6 +40,7 @@ from reflect_core.generators.reflect_dit.encoding import Pictures
 from reflect_core.generators.reflect_dit.folder import load_components
 from reflect_core.generators.reflect_dit.options import ReflectOptions
 from reflect_core.generators.reflect_dit.pipeline import ReflectDiT
+from reflect_core.generators.reflect_dit.sources import VISION
 from reflect_core.generators.reflect_dit.transformer import reflect_forward
 from reflect_core.types import Pair, Request, UserError
 
@@ -96,7 +97,7 @@ class ReflectTask:
         """The parts on the device, those that are trained set up for it. Returns the checksum of what they were."""
         m, device = self.m, self.config.device
         dtype = torch.bfloat16 if m.weights == "bf16" else torch.float32
-        self.parts = load_components(m.base, m.checkpoint, dtype, device, m.vision)
+        self.parts = load_components(m.base, m.checkpoint, dtype, device, {VISION: m.vision})
         self.transformer, vision = self.parts["transformer"], self.parts["image_encoder"]
         made = self.transformer.config
         if "context" not in self.parts:
