@@ -19,6 +19,7 @@ from ..generators.flux_corrector.latents import grid_ids
 from ..generators.flux_corrector.transformer import Condition, prepare
 from ..generators.flux_corrector.transformer import denoise as flux_denoise
 from ..generators.offload import OFFLOADS, blocks_of, layers_of, pinned_size
+from ..generators.quantise import UNMOVED
 from ..generators.reflect_dit import cached
 from ..generators.tiling import tile
 from .live import FlashAttention, LiveBytes
@@ -202,7 +203,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             rows = one["offload"]
             cells = [rows[offload]["device"] for offload in OFFLOADS] + [rows["layers"]["device_tiled"],
                                                                           rows["layers"]["main"]]
-            lines.append(f"| {one['weights_in']} | " + " | ".join(f"{cell / 1e9:.1f}" for cell in cells) + " |")
+            said = [f"{cell / 1e9:.1f}" for cell in cells]
+            if one["weights_in"] in UNMOVED:  # there is no such option
+                said[1:] = ["–"] * len(said[1:])
+            lines.append(f"| {one['weights_in']} | " + " | ".join(said) + " |")
             if "measured" in one:
                 tops = [max(top for name, top in one["measured"][offload].items() if "tiles" not in name)
                         for offload in OFFLOADS]

@@ -21,6 +21,8 @@ WAYS = ("none", "fp8", "int8", "nf4", "torchao-int8")
 PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torchao"}
 WHILE_LOADING = ("int8", "nf4")
 """These are given to the library that loads; the others follow when a part is loaded."""
+UNMOVED = ("int8",)
+"""Bitsandbytes cannot move these weights between devices, so that they go with no offload."""
 NEED_GPU = WHILE_LOADING
 """A name of its own, for the tests' sake: bitsandbytes itself computes on a CPU too."""
 # T5's `wo` is asked for its dtype before it is used, so it must not lie in fp8; embeddings are looked up, not applied.
@@ -44,9 +46,9 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
         raise UserError(f"option quantise is {quantise!r}, for which the package {name!r} is needed and "
                         f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
                         "or quantise=fp8, which needs none") from error
-    if quantise == "int8" and offload != "none":
-        raise UserError(f"option quantise is 'int8', whose weights bitsandbytes cannot move, and option offload is "
-                        f"{offload!r}; expected one of them; try quantise=nf4 or fp8 with it")
+    if quantise in UNMOVED and offload != "none":
+        raise UserError(f"option quantise is {quantise!r}, whose weights bitsandbytes cannot move, and option offload "
+                        f"is {offload!r}; expected one of them; try quantise=nf4 or fp8 with it")
     if quantise in NEED_GPU and torch.device(device).type == "cpu":
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
