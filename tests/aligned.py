@@ -12,8 +12,9 @@ M = TypeVar("M")
 
 
 def aligned(model: M) -> M:
-    """A generator with every weight of its parts, and of what goes with them, in memory of its own; in place."""
-    held = [*model.parts.values(), *(module for beside in model.companions.values() for module in beside)]
+    """A generator or judge with every weight of its parts and of what goes with them in memory of its own; in place."""
+    beside = getattr(model, "companions", {})
+    held = [*model.parts.values(), *(module for modules in beside.values() for module in modules)]
     for module in held:
         for tensor in (*module.parameters(), *module.buffers()):
             if type(tensor.data).__module__ == "torch":  # packed ones are laid anew when they are made

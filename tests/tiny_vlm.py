@@ -20,10 +20,11 @@ WORDS = ["yes", "Yes", "YES", " yes", " Yes", "no", "No", " no", " No"]
 
 
 def write_tiny_qwen(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, shards: bool = False,
-                    answers: bool = False, **changes) -> Path:
+                    answers: bool = False, wide: bool = False, **changes) -> Path:
     """A `Qwen2_5_VLForConditionalGeneration` or `Qwen3VLForConditionalGeneration` with its processor.
 
-    `answers`: its first token is nearly always a spelling of yes or no, by chance.
+    `answers`: its first token is nearly always a spelling of yes or no, by chance. `wide`, of the first: every linear
+    layer takes a multiple of 64 and makes one of 32, as bitsandbytes wants it on a CPU.
     """
     folder = Path(folder)
     write_tokenizer(folder, QWEN_SPECIALS, QWEN_TEMPLATE)
@@ -37,9 +38,12 @@ def write_tiny_qwen(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, shard
               "tie_word_embeddings": False}
     torch.manual_seed(seed)
     if kind == "qwen2_5_vl":
-        text["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 2]}
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 2, 4] if wide else [1, 1, 2]}
         vision = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
                   "patch_size": 14, "spatial_merge_size": 2, "window_size": 56, "fullatt_block_indexes": [1]}
+        if wide:
+            text |= {"hidden_size": 64, "intermediate_size": 64}
+            vision |= {"hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 64}
         config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens, **changes)
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
         processor = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2,

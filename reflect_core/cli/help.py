@@ -144,6 +144,8 @@ LOCAL_OPTIONS = {
     "device": "cpu, cuda, ... (default: cuda where there is one)",
     "dtype": "float32, bfloat16 or float16 (default: float32 on the cpu, else bfloat16)",
     "side": "pixels of a picture's longer side at most (1024)",
+    "quantise": "its weights in fewer bits, as of FLUX models: fp8, int8, nf4 or torchao-int8 (none)",
+    "offload": "'component' has it on the GPU only while it answers, 'layers' two of its blocks at a time (none)",
 }
 
 REWARD_OPTIONS = {
@@ -151,6 +153,7 @@ REWARD_OPTIONS = {
     "threshold": "the score from which a picture is accepted (none: nothing is)",
     "device": "cpu, cuda, ...",
     "dtype": "float32, bfloat16 or float16",
+    "offload": "'component' has it on the GPU only while it judges, 'layers' two of its blocks at a time (none)",
     "head": "of aesthetic: the head's safetensors file",
     "base": "of image-verifier: the Qwen2.5-VL that it was tuned from",
     "members": "of an ensemble, as JSON: [{\"judge\": WHO, \"options\": {...}, \"weight\": 2}, ...]",

@@ -11,6 +11,10 @@ from ..types import UserError
 
 LOADING = ("encoder_device", "offload", "quantise")
 """Options of all families that are about a machine: how a model is loaded there, and not how it draws."""
+OFFLOADS = ("none", "component", "layers")
+"""See `offload.py`."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""'auto': float32 on a CPU, else bfloat16."""
 Options = TypeVar("Options")
 
 

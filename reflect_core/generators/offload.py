@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checking import one_of
+from .checking import OFFLOADS, one_of
 
-OFFLOADS = ("none", "component", "layers")
 HOME = torch.device("cpu")
 
 
@@ -52,10 +51,11 @@ class Offload:
     @classmethod
     def manage(cls, generator: Any, device: torch.device | str, kind: str,
                devices: Mapping[str, torch.device | str] | None = None) -> Offload:
-        """Take over a generator's parts, with what must be where they are. For the arguments see above."""
-        held = {name: [part, *generator.companions.get(name, ())] for name, part in generator.parts.items()}
+        """Take over a generator's or a judge's parts, with what must be where they are. For the arguments see above."""
+        beside = getattr(generator, "companions", {})
+        held = {name: [part, *beside.get(name, ())] for name, part in generator.parts.items()}
         generator.places.manager = made = cls(held, device, kind, devices)
-        generator.places.arrive = made.arrive
+        generator.places.arrive, generator.places.rest = made.arrive, made.release
         return made
 
     def arrive(self, block: nn.Module) -> None:

@@ -21,6 +21,8 @@ class Places:
         """Set by a memory manager; it loads the part (and with 'transformer' the LoRA)."""
         self.arrive: Callable[[nn.Module], None] = _is_there
         """Set by one that streams blocks; called with a block that computes without its layers' hooks."""
+        self.rest: Callable[[], None] = _stays
+        """Set by one that makes room for others; called by a judge when it has answered."""
 
     def __call__(self, name: str, pixels: int = 0) -> torch.device | str:
         if self.manager is not None:
@@ -31,6 +33,10 @@ class Places:
         """Where a part lies at this moment; None if it lies in several places, and cannot compute as it is."""
         devices = {parameter.device for parameter in self.parts[name].parameters()}
         return devices.pop() if len(devices) == 1 else None
+
+
+def _stays() -> None:
+    """Where nobody else needs the room."""
 
 
 def _is_there(block: nn.Module) -> None:

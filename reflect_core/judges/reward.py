@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..generators.checking import check_device, one_of
+from ..generators.checking import DTYPES, OFFLOADS, check_device, one_of
 from ..types import UserError
 from ..verifiers.rewards import load_reward
 from .judge import Actors, Judge
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class RewardJudge(Judge):
@@ -33,6 +31,7 @@ class RewardJudge(Judge):
             if isinstance(self.options.get(key), str):
                 self.options[key] = str(Path(self.options[key]).expanduser().absolute())
         one_of("dtype", self.options.get("dtype", "auto"), DTYPES)
+        one_of("offload", self.options.get("offload", "none"), OFFLOADS)
 
     def connect(self, judges: bool = True) -> list[str]:
         if self._connected:
@@ -57,7 +56,10 @@ class RewardJudge(Judge):
     def _load(self):
         import torch
 
-        given = {key: value for key, value in self.options.items() if key not in ("folder", "device", "dtype")}
+        from ..generators.offload import HOME, Offload
+
+        given = {key: value for key, value in self.options.items()
+                 if key not in ("folder", "device", "dtype", "offload")}
         device = self.options.get("device", "auto")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         check_device("--judge-option device=", device)
@@ -66,4 +68,8 @@ class RewardJudge(Judge):
             given["dtype"] = getattr(torch, dtype)
         if self.name != "image-verifier":
             given["shared"] = self.shared
-        return load_reward(self.name, self.options["folder"], device=device, **given)
+        offload = self.options.get("offload", "none")
+        made = load_reward(self.name, self.options["folder"], device=device if offload == "none" else HOME, **given)
+        if offload != "none" and made.places.manager is None:  # of an encoder that is shared there is one
+            Offload.manage(made, device, offload)
+        return made

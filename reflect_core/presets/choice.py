@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..generators.checking import check_device
+from ..generators.checking import DTYPES, check_device
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
 from .load import EDITORS, family_of, load_generator, preset_names, read_settings
@@ -16,7 +16,6 @@ from .locate import cached, locate
 from .published import PUBLISHED
 from .roots import Roots, find_roots
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 ELSEWHERE = {"device": "--device", "dtype": "--dtype", "lora": "--lora", "path": "--model", "name_or_folder": "--model",
              "options": "one --option for each", "parts": "one --part for each"}
 """What loads a model takes these too, but not as options."""

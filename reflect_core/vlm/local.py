@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..compat import positions
-from ..generators.checking import check_device, is_whole, one_of
+from ..generators.checking import DTYPES, OFFLOADS, check_device, is_whole, one_of
 from ..generators.loading import check_info, dtype_word, quiet, wrapped
 from ..generators.memory import enough_memory
+from ..generators.offload import HOME, Offload
 from ..generators.places import Places
+from ..generators.quantise import WAYS, check_quantise, loading_config, placed, quantised
 from ..model_files import check_weights, read_json
 from ..types import UserError
 from .chat import ALL_THOUGHT, Answer, Question, without_thoughts
@@ -25,9 +28,7 @@ from .eyes import Eyes, Inputs, open_eyes
 from .reader import Read, Reader
 from .wire import spelling
 
-CURES = "a smaller side, dtype=bfloat16, device=cpu, or a smaller model"
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+CURES = "a smaller side, dtype=bfloat16, quantise=fp8, offload=component, device=cpu, or a smaller model"
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,18 @@ class LocalOptions:
     """With config.json, safetensors, tokenizer and preprocessor, as on the hub."""
     device: str = "auto"
     dtype: str = "auto"
-    """'auto': float32 on a CPU, else bfloat16."""
     side: int = 1024
     """Pixels of a picture's longer side at most."""
+    quantise: str = "none"
+    """Its weights in fewer bits, see `generators/quantise.py`."""
+    offload: str = "none"
+    """'component': it is on the device only while it answers, so that the model that draws has the room at other times;
+    'layers': and of its blocks two at a time. See `generators/offload.py`; the answers are the same."""
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, DTYPES)
+        one_of("quantise", self.quantise, WAYS)
+        one_of("offload", self.offload, OFFLOADS)
         if not is_whole(self.side) or not 28 <= self.side <= 8192:
             raise UserError(f"option side is {self.side!r}; expected a whole number from 28 to 8192")
         for name in ("folder", "device"):
@@ -59,7 +66,8 @@ class Local:
         self.on_wait: Callable[[], Any] | None = None
         self.reader = Reader(model)
         self._checked = False
-        self.places = Places({"judge": model})
+        self.parts = {"judge": model}
+        self.places = Places(self.parts)
         """Asked before the model computes; a memory manager sets `places.manager`."""
         self.yes, self.no = (torch.tensor(_ids_of(eyes.tokenizer, word)) for word in ("yes", "no"))
         self.ends = _ends(model, eyes.tokenizer)
@@ -77,14 +85,21 @@ class Local:
         check_device("--judge-option device=", device)
         dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(options.dtype) or \
             getattr(torch, options.dtype)
+        check_quantise(options.quantise, device, options.offload)
+        how = loading_config(options.quantise, "transformers", dtype, device)
+        home, pack_on = (device, None) if options.offload == "none" else (HOME, device)
         with quiet(), enough_memory(CURES):
             config = wrapped(folder / "config.json", lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
             eyes = open_eyes(folder, config, options.side)
             model, info = wrapped(folder, lambda: AutoModelForImageTextToText.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True,
-                **{dtype_word(True): dtype}))
+                **{dtype_word(True): dtype}, **how))
             check_info(folder, "transformers", model, info)
-            return cls(model.eval().requires_grad_(False).to(device), eyes, folder.name)
+            model = placed(model if how else quantised(model, options.quantise, dtype), options.quantise, home, pack_on)
+            made = cls(model.eval().requires_grad_(False), eyes, folder.name)
+            if options.offload != "none":
+                Offload.manage(made, device, options.offload)
+            return made
 
     def check(self) -> list[str]:
         """Whether reading in parts changes its answers; what the user should know, a line each. Done once, at the
@@ -92,7 +107,7 @@ class Local:
         self._checked = True
         picture = Image.new("RGB", (112, 112), (200, 30, 40))
         question = Question("Is this picture red? Answer yes or no.", picture, "Answer with one word.", yes_no=True)
-        with torch.inference_mode(), enough_memory(CURES):
+        with torch.inference_mode(), enough_memory(CURES), self._turn():
             device = torch.device(self.places("judge"))
             difference = self.reader.check(self.eyes.inputs(question, self.eyes.look(picture)), device)
         if self.reader.shares:
@@ -114,11 +129,19 @@ class Local:
             key = ("text", k) if question.picture is None else (id(question.picture), question.system)
             groups.setdefault(key, []).append(k)
         answers: list[Answer | None] = [None] * len(questions)
-        with enough_memory(CURES):
+        with enough_memory(CURES), self._turn():
             for places in groups.values():
                 for k, answer in zip(places, self._ask([questions[k] for k in places])):
                     answers[k] = answer
         return answers
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Whoever needs the room has it when the block ends."""
+        try:
+            yield
+        finally:
+            self.places.rest()
 
     def _ask(self, questions: list[Question]):
         """The answers to questions about one picture, one after another."""

@@ -21,6 +21,7 @@ from ..compat import positions
 from ..generators.kept import Kept
 from .eyes import Inputs
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SYSTEMS = 4
 """Beginnings that are kept."""
 
@@ -40,6 +41,8 @@ class Reader:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        # Not that of weights which lie in fewer bits than they compute in.
+        self.dtype = next(p.dtype for p in model.parameters() if p.dtype in FLOATS)
         self.shares = True
         """Whether what questions share is read once. Off where `check` found that to change the answers."""
         self._takes = inspect.signature(model.forward).parameters
@@ -82,8 +85,7 @@ class Reader:
         except (IndexError, RuntimeError, ValueError, TypeError):
             # Gemma 3 of transformers 4.57 looks its picture's tokens up by their place in the whole.
             difference = inf
-        exact = next(self.model.parameters()).dtype == torch.float32
-        self.shares = difference < (1e-3 if exact else 0.3)
+        self.shares = difference < (1e-3 if self.dtype == torch.float32 else 0.3)
         return difference
 
     def forget(self) -> None:
@@ -109,8 +111,7 @@ class Reader:
         where = positions(self.model, question.ids, {**question.along, **question.vision})[..., start:end]
         beside = {name: value[:, start:end].to(device) for name, value in question.along.items() if name in self._takes}
         if start <= question.first < end:
-            dtype = next(self.model.parameters()).dtype
-            beside |= {name: value.to(device, dtype if value.is_floating_point() else None)
+            beside |= {name: value.to(device, self.dtype if value.is_floating_point() else None)
                        for name, value in question.vision.items()}
         return self._run(read, question.ids[:, start:end].to(device), where.to(device), beside)
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
-from ..checking import one_of, options_of
+from ..checking import OFFLOADS, one_of, options_of
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
-from ..offload import HOME, OFFLOADS, Offload
+from ..offload import HOME, Offload
 from ..places import Places
 from ..preview import Previews
 from ..quantise import check_quantise

@@ -102,7 +102,11 @@ class ImageVerifier:
 
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
         verdicts = []
-        for raw in self.raw(prompt, pictures):
+        try:
+            raws = self.raw(prompt, pictures)
+        finally:
+            self.places.rest()
+        for raw in raws:
             mean, deviation = self.normalisation or (0.0, 1.0)
             normalised = (raw - mean) / deviation
             one = verdict(NAME, raw, sigmoid(normalised), self.threshold)
