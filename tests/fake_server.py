@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
+from reflect_core.vlm.server import Server, ServerOptions
+
 FAULTS = ("timeout", "429", "500", "cut", "html", "wrong shape", "empty", "huge")
 CHECKS = [{"about": "object", "question": "Is there a ball?"}, {"about": "colour", "question": "Is the ball red?"}]
 
@@ -191,3 +193,17 @@ def mean_red(document) -> float | None:
 def last_text(document) -> str:
     content = document["messages"][-1]["content"]
     return content if isinstance(content, str) else content[-1]["text"]
+
+
+def reds(count, side=64):
+    """Pictures that are told apart by how red they are."""
+    return [Image.new("RGB", (side, side), (4 * k if count <= 64 else k, 40, 90)) for k in range(count)]
+
+
+def red_of(verdict) -> int:
+    return round(verdict.score * 255 / 4)
+
+
+def server_at(url, **options) -> Server:
+    """A client of a fake server that is not long in trying again."""
+    return Server(ServerOptions(url, **{"model": "fake-vl", "pause": 0.01, "picture_format": "png", **options}))

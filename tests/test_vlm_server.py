@@ -8,30 +8,16 @@ import threading
 import time
 
 import pytest
-from fake_server import FAULTS, FakeServer
+from fake_server import FAULTS, FakeServer, red_of, reds, server_at
 from PIL import Image
 
 from reflect_core.judges import find_judge
 from reflect_core.types import UserError
-from reflect_core.verifiers.match import MatchVerifier, not_judged
+from reflect_core.verifiers.match import MatchVerifier
 from reflect_core.vlm.chat import Question
-from reflect_core.vlm.keys import check_url, find_key, key_variable
 from reflect_core.vlm.probe import probe
-from reflect_core.vlm.server import PATIENCE, Server, ServerOptions
+from reflect_core.vlm.server import PATIENCE
 from reflect_core.vlm.wire import from_reply
-
-
-def reds(count, side=64):
-    """Pictures that are told apart by how red they are."""
-    return [Image.new("RGB", (side, side), (4 * k if count <= 64 else k, 40, 90)) for k in range(count)]
-
-
-def red_of(verdict) -> int:
-    return round(verdict.score * 255 / 4)
-
-
-def server_at(url, **options):
-    return Server(ServerOptions(url, **{"model": "fake-vl", "pause": 0.01, "picture_format": "png", **options}))
 
 
 def test_many_at_once_come_back_in_order():
@@ -190,49 +176,6 @@ class RedGenerator:
                 for one in self.inner.draw(requests, callback)]
 
 
-@pytest.mark.parametrize("name", ["logprobs", "seed", "temperature", "response_format", "max_tokens"])
-def test_a_parameter_that_the_server_does_not_take_is_left_out(name):
-    with FakeServer(refuses=[name]).running() as fake:
-        judge = find_judge(fake.url, {"pause": 0.01})
-        told = judge.prepare("a red ball")
-        verdict = judge.actors().verifier.judge("a red ball", reds(64)[40:41])[0]
-    assert verdict.judged
-    assert any(name in line for line in told)
-    if name == "max_tokens":
-        assert fake.documents[-1]["max_completion_tokens"] == 8
-    if name == "logprobs":
-        assert verdict.score in (0.0, 1.0) and verdict.checks[0].note in ("yes 0.00", "yes 1.00")
-
-
-def test_a_server_that_ignores_the_schema_is_asked_again():
-    with FakeServer(schema=False).running() as fake:
-        judge = find_judge(fake.url, {"ask": "rubric", "pause": 0.01})
-        judge.prepare("a red ball")
-        verifier = judge.actors().verifier
-        verdicts = verifier.judge("a red ball", reds(3))
-    assert all(v.judged for v in verdicts) and len(verdicts[0].checks) == 5
-    assert verifier.spent.judge_calls == 2 + 6
-    assert "prose" in fake.documents[-1]["messages"][2]["content"]
-
-
-@pytest.mark.parametrize("settings, options, message", [
-    ({"models": ["a", "b"]}, {}, "was asked for no model, and it has a, b; .* model=NAME"),
-    ({"models": []}, {}, "it does not say which it has"),
-    ({}, {"model": "gpt-9"}, "has no model 'gpt-9' .*expected one of fake-vl"),
-    ({"key": "sesame"}, {}, "wants another key .* REFLECT_KEY_127_0_0_1"),
-    ({"sees": False}, {}, "does not see pictures: .* 50% and 50%"),
-    ({"logprobs": False, "words": lambda document, red: "Ja, sicher."}, {},
-     "cannot be asked yes or no: .*'Ja, sicher.'"),
-    ({"words": lambda document, red: "not a list" if red is None else None}, {},
-     "could not take the prompt apart .*ask=match"),
-])
-def test_a_server_that_cannot_judge_says_so_at_once(settings, options, message, monkeypatch):
-    monkeypatch.delenv("REFLECT_KEY_127_0_0_1", raising=False)
-    with FakeServer(**settings).running() as fake:
-        with pytest.raises(UserError, match=message):
-            find_judge(fake.url, {"pause": 0.01, **options}).prepare("a red ball")
-
-
 @pytest.mark.parametrize("status, said, message", [
     (400, "This model's maximum context length is 2048 tokens", "do not fit into the context"),
     (400, "this model does not support image input", "takes no pictures .*-VL"),
@@ -251,88 +194,6 @@ def test_refusals(status, said, message):
         else:
             with pytest.raises(UserError, match=message):
                 chat.ask([Question("?", reds(1)[0])])
-
-
-def test_the_key_goes_to_its_server_and_nowhere_else(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("REFLECT_KEY_127_0_0_1", "sesame-1234")
-    monkeypatch.setenv("OPENAI_API_KEY", "not-for-you")
-    with FakeServer(key="sesame-1234").running() as fake:
-        judge = find_judge(fake.url, {"pause": 0.01})
-        told = judge.prepare("a red ball")
-        judge.actors().verifier.judge("a red ball", reds(2))
-    assert all(h["Authorization"] == "Bearer sesame-1234" for h in fake.headers)
-    everything = repr((told, judge.settings(), judge.__dict__, judge.chat, judge.actors().verifier.asked))
-    assert "sesame" not in everything and "not-for-you" not in repr((fake.headers, fake.documents))
-
-
-def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(monkeypatch):
-    monkeypatch.setenv("REFLECT_KEY_127_0_0_1", "sesame-1234")
-    with FakeServer(key="another").running() as fake:
-        with pytest.raises(UserError) as error:
-            find_judge(fake.url, {"pause": 0.01, "model": "fake-vl"}).prepare("a red ball")
-    assert "sesame" not in str(error.value) and "(the key)" in str(error.value)
-
-
-def test_variables_of_keys(monkeypatch):
-    assert key_variable("https://api.openai.com/v1") == "OPENAI_API_KEY"
-    assert key_variable("http://my-box.local:8000/v1") == "REFLECT_KEY_MY__BOX_LOCAL"
-    hosts = ["api.example.com", "api-example.com", "api.ex.ample.com", "a--b.c", "a_b.c", "[::1]", "x.a-b", "xn--a.b"]
-    assert len({key_variable(f"https://{host}/v1") for host in hosts}) == len(hosts)
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert find_key("https://api.openai.com/v1") == "k"
-    assert find_key("https://api.openai.com.evil.example/v1") is None
-    with pytest.raises(UserError, match="in the open"):
-        find_key("http://api.openai.com/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "two words\n")
-    with pytest.raises(UserError, match="holds no key"):
-        find_key("https://api.openai.com/v1")
-
-
-@pytest.mark.parametrize("url", ["", "localhost:1234", "ftp://x/v1", "http://", "http://user:pw@host/v1", "http://h/v1?key=abc",
-                                 "http://h:99999999/v1", "http://[::1"])
-def test_addresses_that_are_none(url):
-    with pytest.raises(UserError) as error:
-        check_url(url)
-    assert "pw" not in str(error.value) and "abc" not in str(error.value)
-
-
-@pytest.mark.parametrize("url, clean", [("http://127.0.0.1:1234/v1/", "http://127.0.0.1:1234/v1"),
-                                        ("https://api.openai.com/v1", "https://api.openai.com/v1"),
-                                        ("http://[::1]:8000/v1", "http://[::1]:8000/v1")])
-def test_addresses(url, clean):
-    assert check_url(url) == clean
-
-
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"side": 1.5}, {"timeout": 0}, {"attempts": True},
-                                     {"picture_format": "gif"}, {"temperature": "hot"}, {"nonsense": 1},
-                                     {"ask": "nicely"},
-                                     {"threshold": 2}, {"checks": []}, {"checks": "Is it?"}, {"tag": "cats"},
-                                     {"wording": "no place"}, {"reflect": "released"}, {"edits": 0}])
-def test_options_that_make_no_sense(options):
-    with pytest.raises(UserError, match="expected"):
-        find_judge("http://127.0.0.1:1/v1", options)
-
-
-def test_large_pictures_are_sent_smaller_and_only_once():
-    with FakeServer().running() as fake:
-        chat = server_at(fake.url, side=100)
-        picture = Image.new("RGB", (400, 200), (200, 0, 0))
-        chat.ask([Question(f"{k}?", picture) for k in range(3)])
-    import base64
-    import io
-
-    urls = {d["messages"][-1]["content"][0]["image_url"]["url"] for d in fake.documents}
-    assert len(urls) == 1
-    assert Image.open(io.BytesIO(base64.b64decode(urls.pop().partition(",")[2]))).size == (100, 50)
-
-
-def test_a_server_that_gives_fewer_alternatives_is_asked_for_fewer():
-    with FakeServer(most_logprobs=5).running() as fake:
-        judge = find_judge(fake.url, {"ask": "match", "pause": 0.01})
-        told = judge.prepare("a red ball")
-        verdict = judge.actors().verifier.judge("a red ball", reds(41)[40:])[0]
-    assert "first token's probabilities" in told[0] and verdict.details["how"] == "tokens"
-    assert fake.documents[-1]["top_logprobs"] == 5 and judge.chat.dropped == set()
 
 
 def test_a_picture_that_is_refused_does_not_end_the_run():
@@ -356,28 +217,6 @@ def test_replies_of_odd_shapes(content, said):
             from_reply(reply)
 
 
-def test_a_model_that_thinks_needs_room(monkeypatch):
-    """All its tokens go into thoughts: that is told at once, and with room for them it is a judge."""
-    def answer(self, document):
-        made = original(self, document)
-        made["choices"][0].pop("logprobs", None)
-        if document["max_tokens"] < 2000:
-            made["choices"][0].update(message={"content": None, "reasoning_content": "hm"}, finish_reason="length")
-        return made
-
-    original = FakeServer.answer
-    monkeypatch.setattr(FakeServer, "answer", answer)
-    with FakeServer().running() as fake:
-        with pytest.raises(UserError, match="it thought until .*ask=rubric with option thinking=2000"):
-            find_judge(fake.url, {"pause": 0.01}).prepare("a red ball")
-        with pytest.raises(UserError, match="try option thinking=4000"):
-            find_judge(fake.url, {"ask": "rubric", "pause": 0.01}).prepare("a red ball")
-        assert fake.number == 3, "asked again it would think again"
-        judge = find_judge(fake.url, {"ask": "rubric", "thinking": 4000, "pause": 0.01})
-        judge.prepare("a red ball")
-        assert judge.actors().verifier.judge("a red ball", reds(1))[0].judged
-
-
 def test_what_was_answered_before_a_server_died_is_paid_for():
     with FakeServer(fault=lambda number: "500" if number >= 5 else None).running() as fake:
         verifier = MatchVerifier(server_at(fake.url, attempts=1, concurrency=1))
@@ -387,23 +226,3 @@ def test_what_was_answered_before_a_server_died_is_paid_for():
         fake.fault = lambda number: None
         verifier.judge("a red ball", reds(1))
         assert verifier.spent.judge_calls == 5 + PATIENCE - 1 + 1
-
-
-def test_a_reflector_alone_is_not_prepared_as_a_judge():
-    with FakeServer(words=lambda document, red: "Add a dog").running() as fake:
-        judge = find_judge(fake.url, {"reflect": "tuned", "pause": 0.01})
-        judge.connect(judges=False)
-        assert fake.number == 1
-        said = judge.actors().reflector.reflect("a dog", reds(1), [not_judged("x")])
-        assert said == ["Add a dog"] and judge.actors().reflector.spent.judge_calls == 2
-
-
-def test_a_record_holds_nothing_of_other_prompts():
-    with FakeServer().running() as fake:
-        judge = find_judge(fake.url, {"pause": 0.01})
-        for prompt in ("a first one", "a second one"):
-            judge.prepare(prompt)
-    said = repr(judge.settings("a second one"))
-    assert "first" not in said and "Is there a ball?" in said
-    assert judge.settings("a second one")["options"]["found"] == {"logprobs": True, "schema": True, "dropped": []}
-    assert find_judge(judge.settings("a second one")).compiled.keys() == {"a second one"}
