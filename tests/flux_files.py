@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
@@ -12,7 +12,9 @@ from tiny_flux import TEXT_LENGTH, WORDS, tiny_lora, tiny_transformer
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from reflect_core.generators.flux_corrector.folder import write_folder
+from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.shapes.tokenizer import write_word_tokenizer
+from reflect_core.types import Pair, Request
 
 NAMES = {"transformer": "flux1-dev", "vae": "ae", "text_encoder": "clip_l", "text_encoder_2": "t5xxl_fp16"}
 SETTINGS = {"defaults": {"width": 32, "height": 32, "steps": 3, "guidance": 3.5},
@@ -21,6 +23,7 @@ CHECKPOINT = {"transformer": "model.diffusion_model.", "vae": "vae.",
               "text_encoder": "text_encoders.clip_l.transformer.",
               "text_encoder_2": "text_encoders.t5xxl.transformer."}
 """Prefixes of ComfyUI's all-in-one checkpoints."""
+FP8 = torch.float8_e4m3fn
 
 
 def write_base(folder: Path, real_words: bool = False, **changes) -> Path:
@@ -144,5 +147,55 @@ def tokenizers(base: Path) -> dict[str, Path]:
     return {name: base / name for name in ("tokenizer", "tokenizer_2")}
 
 
-def write_settings(beside: Path) -> None:
-    (beside / "reflect.json").write_text(json.dumps(SETTINGS))
+def load(base: Path, files: dict[str, Path], transformer: Path | None = None, **changes) -> FluxCorrector:
+    """The generator of single files with the base's LoRA and tokenizers; `transformer` in place of the files' own."""
+    others = {name: path for name, path in files.items() if name != "transformer"}
+    return FluxCorrector.from_folder(transformer or files["transformer"], lora=base / "lora",
+                                     parts=others | tokenizers(base), **SETTINGS["options"] | changes)
+
+
+def request(context=()):
+    return Request("two red circle left of a blue square", 3, 32, 32, 2, 3.5, context=context)
+
+
+def drawn(generator):
+    """A plain picture's latents and a corrected one's, so that autoencoder, both encoders and LoRA have a say.
+
+    Weights are put into memory of their own first: where a file's header ends decides how they are aligned, and that
+    decides the last bits of a product.
+    """
+    for part in generator.parts.values():
+        for parameter in part.parameters():
+            parameter.data = parameter.data.clone()
+    first = generator.draw([request()])[0].picture
+    latents = generator.draw_latents([request(), request((Pair("make it blue", picture=first),))])
+    return [np.asarray(first)] + [x.float().numpy() for x in latents]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(drawn(a), drawn(b), strict=True))
+
+
+def packed_kind(key: str, tensor: torch.Tensor, kind: str) -> str:
+    """As city96's converter has it: matrices packed, all that is small in fp32."""
+    return kind if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "bias" not in key else "F32"
+
+
+def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str, architecture: str = "flux",
+               name: str | None = None) -> dict[str, torch.Tensor]:
+    """A GGUF file by gguf's own writer, and what its tensors stand for."""
+    import gguf
+
+    writer, meant = gguf.GGUFWriter(path, architecture), {}
+    if name is not None:
+        writer.add_name(name)
+    for key, tensor in tensors.items():
+        q = gguf.GGMLQuantizationType[packed_kind(key, tensor, kind)]
+        data = gguf.quants.quantize(tensor.numpy().astype(np.float32), q)
+        writer.add_tensor(key, data, raw_dtype=q)
+        meant[key] = torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(data, q)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meant

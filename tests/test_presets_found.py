@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import inside
-from flux_files import tokenizers, write_base, write_files
+from flux_files import tokenizers
 
 from reflect_core.presets.choice import ModelChoice, from_settings
 from reflect_core.presets.locate import locate
@@ -16,16 +16,6 @@ from reflect_core.types import UserError
 
 DRAW = ["--pictures", "2", "--steps", "1", "--size", "64", "--option", "condition_size=16", "--option",
         "max_sequence_length=12", "--quiet", "--policy", "best_of_n"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def files(base, tmp_path_factory):
-    return write_files(base, tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(autouse=True)

@@ -8,22 +8,11 @@ import pytest
 import torch
 import transformers
 from aligned import aligned
-from flux_files import write_base, write_files
-from test_single_files import FP8, drawn, load, request, same
+from flux_files import FP8, drawn, load, request, same
 
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.quantise import NEED_GPU, PACKAGES, WAYS, check_quantise
-from reflect_core.types import UserError
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def files(base, tmp_path_factory):
-    return write_files(base, tmp_path_factory.mktemp("files"))
+from reflect_core.types import Pair, UserError
 
 
 @pytest.fixture
@@ -124,7 +113,6 @@ def test_our_forward_asks_no_layer_for_its_weight(base):
     one, two = made.draw_latents([request()]), plain.draw_latents([request()])
     assert torch.allclose(one[0], two[0], atol=1e-5)
     picture = plain.draw([request()])[0].picture
-    from test_single_files import Pair
     pair = (Pair("make it blue", picture=picture),)
     assert torch.allclose(made.draw_latents([request(pair)])[0], plain.draw_latents([request(pair)])[0], atol=1e-5)
 

@@ -1,56 +1,26 @@
 """FLUX's components from single files: the same pictures to the bit as from a folder."""
 
-import numpy as np
 import pytest
 import torch
-from flux_files import CHECKPOINT, SETTINGS, component_tensors, tokenizers, write_base, write_files
+from flux_files import (
+    CHECKPOINT,
+    FP8,
+    SETTINGS,
+    component_tensors,
+    load,
+    same,
+    tokenizers,
+    write_base,
+    write_files,
+)
 from safetensors.torch import load_file, save_file
 
 from reflect_core.generators.flux_corrector.architecture import PREFIXES
 from reflect_core.generators.flux_corrector.original_names import pieces, shapes_of
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
-from reflect_core.types import Pair, Request, UserError
+from reflect_core.types import UserError
 
 OPTIONS = SETTINGS["options"]
-FP8 = torch.float8_e4m3fn
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def files(base, tmp_path_factory):
-    return write_files(base, tmp_path_factory.mktemp("files"))
-
-
-def load(base, files, transformer=None, **changes):
-    others = {name: path for name, path in files.items() if name != "transformer"}
-    return FluxCorrector.from_folder(transformer or files["transformer"], lora=base / "lora",
-                                     parts=others | tokenizers(base), **OPTIONS | changes)
-
-
-def request(context=()):
-    return Request("two red circle left of a blue square", 3, 32, 32, 2, 3.5, context=context)
-
-
-def drawn(generator):
-    """A plain picture's latents and a corrected one's, so that autoencoder, both encoders and LoRA have a say.
-
-    Weights are put into memory of their own first: where a file's header ends decides how they are aligned, and that
-    decides the last bits of a product.
-    """
-    for part in generator.parts.values():
-        for parameter in part.parameters():
-            parameter.data = parameter.data.clone()
-    first = generator.draw([request()])[0].picture
-    latents = generator.draw_latents([request(), request((Pair("make it blue", picture=first),))])
-    return [np.asarray(first)] + [x.float().numpy() for x in latents]
-
-
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(drawn(a), drawn(b), strict=True))
 
 
 def test_files_draw_as_the_folder_does_to_the_bit(base, files):
