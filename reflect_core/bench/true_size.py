@@ -20,6 +20,7 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor, nn
 
 from ..generators.flux_corrector.lora import ConditionLora
+from ..generators.quantise import TEXT_WHOLE
 from ..generators.reflect_dit.checkpoint import build
 from ..presets.architectures import FLUX, FLUX_RANK, REFLECT, SANA, Part
 
@@ -29,8 +30,6 @@ WAYS = (*DTYPES, "fp8", "int8", "nf4", "nf4-double")
 LARGE = {"flux": ("transformer", "text_encoder_2"), "sana": ("transformer", "text_encoder")}
 """The parts whose weights can be kept in fewer bits."""
 WHOLE = ("wo",)
-T5_CAST = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias")
-"""What stays as it is of a text encoder in fp8."""
 
 
 class Packed(nn.Module):
@@ -92,7 +91,7 @@ def _keep(module: nn.Module, way: str) -> None:
         if isinstance(module, diffusers.ModelMixin):
             module.enable_layerwise_casting(**storage)
         else:
-            apply_layerwise_casting(module, skip_modules_pattern=T5_CAST, **storage)
+            apply_layerwise_casting(module, skip_modules_pattern=TEXT_WHOLE, **storage)
         return
     for name, layer in list(module.named_modules()):
         if type(layer) is nn.Linear and name.rpartition(".")[2] not in WHOLE:

@@ -27,7 +27,7 @@ NEED_GPU = WHILE_LOADING
 """A name of its own, for the tests' sake: bitsandbytes itself computes on a CPU too."""
 # T5's `wo` and what cuts pictures into patches are asked for their dtype before they are used, so they must not lie in
 # fp8; embeddings are looked up, not applied, and a language model's head may be one tensor with them.
-_TEXT_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias", "patch_embed", "lm_head")
+TEXT_WHOLE = ("norm", "wo", "shared", "embed_tokens", "relative_attention_bias", "patch_embed", "lm_head")
 
 
 def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: str = "none",
@@ -145,4 +145,4 @@ def cast_storage(part: nn.Module, dtype: torch.dtype) -> None:
         part.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     else:
         apply_layerwise_casting(part, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype,
-                                skip_modules_pattern=_TEXT_WHOLE, skip_modules_classes=(nn.MultiheadAttention,))
+                                skip_modules_pattern=TEXT_WHOLE, skip_modules_classes=(nn.MultiheadAttention,))

@@ -1,14 +1,15 @@
 """What FLUX.1's components are like, where a single file brings no config.json.
 
-Sizes are read from the shapes of the tensors. What no shape tells is FLUX.1's own: the groups of the
-autoencoder's norms, its scale and shift, the activation of CLIP, how the rotary axes divide a head. Source:
-ReflectionFlow's specification, section 1.1, and the configs that diffusers and transformers take for FLUX.1-dev.
+Sizes are read from the shapes of the tensors. What no shape tells is FLUX.1-dev's own, as `architectures.FLUX` has it:
+the groups of the autoencoder's norms, its scale and shift, the activation of CLIP. How the rotary axes divide a head
+goes by the head's width.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ...presets.architectures import FLUX
 from ...types import UserError
 from .original_names import Shapes
 
@@ -25,14 +26,13 @@ def transformer_config(shapes: Shapes) -> dict[str, Any]:
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
     # FLUX.1 divides its 128 into 16 for what is always 0, and 56 each for rows and columns; an axis is even.
     axis = head * 7 // 32 * 2
-    return {"patch_size": 1, "in_channels": channels, "out_channels": None,
-            "num_layers": _count(shapes, "transformer_blocks."),
-            "num_single_layers": _count(shapes, "single_transformer_blocks."),
-            "attention_head_dim": head, "num_attention_heads": width // head,
-            "joint_attention_dim": shapes["context_embedder.weight"][1],
-            "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
-            "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
-            "axes_dims_rope": [head - 2 * axis, axis, axis]}
+    return FLUX["transformer"].config | {
+        "in_channels": channels, "num_layers": _count(shapes, "transformer_blocks."),
+        "num_single_layers": _count(shapes, "single_transformer_blocks."), "attention_head_dim": head,
+        "num_attention_heads": width // head, "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        "axes_dims_rope": [head - 2 * axis, axis, axis]}
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
@@ -40,26 +40,26 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     blocks, block = ("encoder.down.", "block") if "encoder.down.0.block.0.conv1.weight" in shapes else (
         "encoder.down_blocks.", "resnets")
     number = _count(shapes, blocks)
-    channels = [shapes[f"{blocks}{i}.{block}.0.conv1.weight"][0] for i in range(number)]
-    return {"in_channels": shapes["encoder.conv_in.weight"][1], "out_channels": shapes["decoder.conv_out.weight"][0],
-            "latent_channels": shapes["decoder.conv_in.weight"][1], "block_out_channels": channels,
-            "layers_per_block": _count(shapes, f"{blocks}0.{block}."),
-            "down_block_types": ["DownEncoderBlock2D"] * number, "up_block_types": ["UpDecoderBlock2D"] * number,
-            "norm_num_groups": 32, "act_fn": "silu", "sample_size": 1024, "mid_block_add_attention": True,
-            "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    return FLUX["vae"].config | {
+        "in_channels": shapes["encoder.conv_in.weight"][1], "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "block_out_channels": [shapes[f"{blocks}{i}.{block}.0.conv1.weight"][0] for i in range(number)],
+        "layers_per_block": _count(shapes, f"{blocks}0.{block}."),
+        "down_block_types": ["DownEncoderBlock2D"] * number, "up_block_types": ["UpDecoderBlock2D"] * number}
 
 
 def clip_config(shapes: Shapes) -> dict[str, Any]:
-    """A `CLIPTextModel`'s config from the shapes of its tensors."""
+    """A `CLIPTextModel`'s config from the shapes of its tensors.
+
+    CLIP's end mark is its last word, for which transformers has the number 2 stand, whatever the vocabulary.
+    """
     vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
-    # CLIP's end mark is its last word, for which transformers has the number 2 stand.
-    return {"vocab_size": vocabulary, "hidden_size": width, "projection_dim": width,
-            "intermediate_size": shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
-            "num_hidden_layers": _count(shapes, "text_model.encoder.layers."),
-            "num_attention_heads": max(1, width // CLIP_HEAD),
-            "max_position_embeddings": shapes["text_model.embeddings.position_embedding.weight"][0],
-            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-05,
-            "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    return FLUX["text_encoder"].config | {
+        "vocab_size": vocabulary, "hidden_size": width, "projection_dim": width,
+        "intermediate_size": shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, "text_model.encoder.layers."),
+        "num_attention_heads": max(1, width // CLIP_HEAD),
+        "max_position_embeddings": shapes["text_model.embeddings.position_embedding.weight"][0]}
 
 
 def t5_config(shapes: Shapes) -> dict[str, Any]:
@@ -67,13 +67,11 @@ def t5_config(shapes: Shapes) -> dict[str, Any]:
     first = "encoder.block.0.layer"
     vocabulary, width = shapes["shared.weight"]
     buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
-    return {"vocab_size": vocabulary, "d_model": width, "num_heads": heads,
-            "d_kv": shapes[f"{first}.0.SelfAttention.q.weight"][0] // heads,
-            "d_ff": shapes[f"{first}.1.DenseReluDense.wi_0.weight"][0],
-            "num_layers": _count(shapes, "encoder.block."), "relative_attention_num_buckets": buckets,
-            "relative_attention_max_distance": 128, "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-06,
-            "is_encoder_decoder": False, "use_cache": False,
-            "pad_token_id": 0, "eos_token_id": 1}
+    return FLUX["text_encoder_2"].config | {
+        "vocab_size": vocabulary, "d_model": width, "num_heads": heads,
+        "d_kv": shapes[f"{first}.0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{first}.1.DenseReluDense.wi_0.weight"][0],
+        "num_layers": _count(shapes, "encoder.block."), "relative_attention_num_buckets": buckets}
 
 
 def check_together(configs: dict[str, dict[str, Any]], named: dict[str, str]) -> None:
