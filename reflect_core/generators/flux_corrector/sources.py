@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...model_files import is_weight_file
+from ...model_files import is_weight_file, read_json, why_no_file
 from ...types import UserError
 from ..part_folder import FolderPart, check_index, own_part, part_alone
 from .configs import check_together
+from .relatives import check_relative, kontext_said
 from .single_files import FilePart, file_parts
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -29,6 +30,8 @@ CLASSES = {name: tuple((library, kind) for kind in kinds) for name, library, *ki
     ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"),
 )}
 """The classes that a component may be of; the first is what a folder of it alone is read with."""
+EDITOR = "FluxKontextPipeline"
+"""Whose transformer has the class and the shapes of ours."""
 FAMILY = "a corrector is of the FLUX.1 family"
 _MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _TYPICAL = {"transformer": "flux1-dev.safetensors", "vae": "ae.safetensors", "text_encoder": "clip_l.safetensors",
@@ -60,10 +63,12 @@ def find_sources(path: str | Path, parts: Mapping[str, str | Path] | None = None
             raise UserError(f"--part {name}={where}: a FLUX model has no such component; expected one of "
                             f"{', '.join(COMPONENTS)}")
         found[name] = _part(name, Path(where))
-    if path.is_file() or is_weight_file(path):
+    if path.is_file() or is_weight_file(path) and not (path / "model_index.json").is_file():
         found = file_parts(path) | found
+        _check_relative(found)
         _check_whole(path, found)
     else:
+        _check_relative(found)
         rest = tuple(name for name in COMPONENTS if name not in found)
         index = check_folder(path, rest)
         found |= {name: own_part(name, path, index) for name in rest}
@@ -75,6 +80,12 @@ def find_sources(path: str | Path, parts: Mapping[str, str | Path] | None = None
 def _part(name: str, where: Path) -> FolderPart | FilePart:
     """A component that somebody has named by itself: its folder, a whole model's, or a file."""
     if where.is_dir():
+        index = where / "model_index.json"
+        if name == "transformer" and index.is_file() and read_json(index, "").get("_class_name") == EDITOR:
+            raise UserError(kontext_said(where, "as its model_index.json says"))
+        if is_weight_file(where) and not index.is_file() and not (where / "config.json").is_file():
+            raise UserError(f"--part {name}={where}: {why_no_file(where)}, called like a file; expected a file; try "
+                            "the file in it")
         return part_alone(name, where, CLASSES, FAMILY)
     if name not in _MODELS:
         raise UserError(f"--part {name}={where}: no such folder; expected one with the files of a {name}; try that of "
@@ -84,6 +95,12 @@ def _part(name: str, where: Path) -> FolderPart | FilePart:
         raise UserError(f"--part {name}={where}: holds {_listed(parts)}; expected {name}; try {_TYPICAL[name]}, or "
                         f"--part {next(iter(parts))}={where}")
     return parts[name]
+
+
+def _check_relative(found: Sources) -> None:
+    part = found.get("transformer")
+    if isinstance(part, FilePart):
+        check_relative(part)
 
 
 def _check_whole(path: Path, found: Sources) -> None:
