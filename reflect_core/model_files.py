@@ -68,6 +68,15 @@ def is_weight_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf", *PICKLES)
 
 
+def why_no_file(path: Path) -> str:
+    """What is wrong with a path at which a file was expected: nothing there, a link to nothing, or a folder."""
+    if path.is_dir():
+        return "is a folder"
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}, where there is nothing"
+    return "no such file"
+
+
 def read_json(path: Path, why: str) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError; `why` says what the file is for when it is missing."""
     if not path.is_file():

@@ -5,24 +5,15 @@ import re
 
 import pytest
 import torch
-from flux_files import component_tensors, write_base, write_files
+from flux_files import component_tensors, load
 from safetensors.torch import load_file, save_file
-from test_single_files import load
 
+from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.flux_corrector.single_files import file_parts
+from reflect_core.generators.flux_corrector.sources import find_sources
+from reflect_core.presets.choice import ModelChoice
 from reflect_core.types import UserError
 from reflect_core.weight_file import WeightFile
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def files(base, tmp_path_factory):
-    return write_files(base, tmp_path_factory.mktemp("files"))
-
 
 FLUX_2 = ["img_in", "txt_in", "double_stream_modulation_img.lin", "double_blocks.0.img_attn.qkv",
           "single_stream_modulation.lin", "single_blocks.0.linear1"]
@@ -35,8 +26,12 @@ OTHERS = {
     "of Wan": ["patch_embedding", "blocks.0.self_attn.q", "blocks.0.cross_attn.k"],
     "Qwen-Image": ["transformer_blocks.0.img_mod.1", "transformer_blocks.0.attn.add_q_proj"],
     "SANA": ["caption_projection.linear_1", "transformer_blocks.0.attn2.to_q"],
-    "another model": ["model.layers.0.self_attn.q_proj", "model.embed_tokens"],
+    "text encoder of another model": ["model.layers.0.self_attn.q_proj", "model.embed_tokens"],
+    "of another model": ["blk.0.attn_q", "token_embd"],
     "a LoRA": ["transformer.transformer_blocks.0.attn.to_q.lora_A"],
+    "is a LoRA": ["diffusion_model.double_stream_modulation_img.lin.lora_A"],
+    "LoRA; expected": ["lycoris_double_blocks_0_img_attn_qkv.lokr_w1"],
+    "a ControlNet": ["controlnet_blocks.0", "x_embedder", "transformer_blocks.0.attn.add_q_proj"],
     "double_blocks": ["something.else"]}
 """What is said -> layers that such a file has, by their published names."""
 
@@ -94,7 +89,10 @@ def test_near_relatives_and_files_that_lack_something(base, files, tmp_path, nam
 @pytest.mark.parametrize("name, content, said", [
     ("m.ckpt", b"PK\x03\x04", "is a pickle.*safetensors"), ("m.pt", b"", "is a pickle"), ("m.bin", b"", "is a pickle"),
     ("m.safetensors", b"PK\x03\x04rest", "pickle by another name"), ("m.sft", b"\x80\x02rest", "pickle by another"),
-    ("m.safetensors", b"<!DOCTYPE html><html>", "web page.*signing in"), ("m.safetensors", b"", "not a whole"),
+    ("m.safetensors", b"<!DOCTYPE html><html>", "web page.*signing in"), ("m.safetensors", b"not one", "not a whole"),
+    ("m.safetensors", b"", "is empty.*download it again"), ("m.gguf", b"", "is empty"),
+    ("m.gguf", b"\x20\0\0\0\0\0\0\0{}", "not a GGUF file, whatever it is called"),
+    ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "not the weights.*git lfs pull"),
     ("m.safetensors", None, "no such file")])
 def test_what_is_no_safetensors_file(tmp_path, name, content, said):
     if content is not None:
@@ -103,11 +101,51 @@ def test_what_is_no_safetensors_file(tmp_path, name, content, said):
         WeightFile(tmp_path / name)
 
 
+def test_a_folder_and_a_link_to_nowhere_called_like_a_file(base, files, tmp_path):
+    folder = tmp_path / "flux1-dev.safetensors"
+    folder.mkdir()
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nothing.safetensors")
+    for name, said in ((folder.name, "is a folder"), ("gone.safetensors", "is a link to .*nothing.safetensors, where")):
+        with pytest.raises(UserError, match=f"{name}: {said}.*; expected a .safetensors.*; try"):
+            load(base, files, tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: {said}"):
+            ModelChoice(str(tmp_path / name))
+    with pytest.raises(UserError, match="--part vae=.*flux1-dev.safetensors: is a folder, called like.*the file in it"):
+        find_sources(base, {"vae": folder})
+
+
+def test_a_whole_model_may_be_called_like_a_file(base, tmp_path):
+    (tmp_path / "my.model.safetensors").symlink_to(base)
+    assert FluxCorrector.from_folder(tmp_path / "my.model.safetensors").max_context == 1
+
+
+@pytest.mark.parametrize("name", ["flux1 dev (final) [fp8].safetensors", "flux1*dev?.sft", "{a}%20b.safetensors"])
+def test_names_with_blanks_and_brackets(base, files, tmp_path, name):
+    folder = tmp_path / "my [models] (new)"
+    folder.mkdir()
+    file = folder / name
+    file.symlink_to(files["transformer"])
+    assert load(base, files, file).max_context == 1
+    choice = ModelChoice(str(file), str(base / "lora"), parts={n: str(p) for n, p in files.items() if n == "vae"})
+    assert choice.files("transformer") == [file] and choice.fingerprint()
+
+
 def test_half_of_a_download_says_how_much_there_is_and_should_be(files, tmp_path):
     whole = files["transformer"].read_bytes()
     (tmp_path / "f.safetensors").write_bytes(whole[:len(whole) * 2 // 3])
     with pytest.raises(UserError, match=f"half of a download: it has {len(whole) * 2 // 3} bytes.*{len(whole)}"):
         WeightFile(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("name, shape", [("weight_scale_inv", (1, 2)), ("scale_weight", (2, 2)), ("weight_scale", (3,)),
+                                         ("scales", (4,))])
+def test_fp8_in_blocks_is_not_taken_for_plain_fp8(files, tmp_path, name, shape):
+    tensors = load_file(files["transformer"])
+    key = "double_blocks.0.img_attn.qkv.weight"
+    tensors |= {key: tensors[key].to(torch.float8_e4m3fn), key.replace("weight", name): torch.ones(shape)}
+    save_file(tensors, tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match=f"{key} is fp8 in blocks or by another program, with .*{name} of.*; expected"):
+        file_parts(tmp_path / "f.safetensors")
 
 
 @pytest.mark.parametrize("header", [[1], {"a": 3}, {"a": {"data_offsets": "x"}}, {"a": {}}])
@@ -123,6 +161,12 @@ def test_a_gguf_without_the_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "f.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     with pytest.raises(UserError, match="pip install gguf"):
         WeightFile(tmp_path / "f.gguf")
+
+
+def test_an_empty_header_is_told_by_what_was_expected(tmp_path):
+    save_file({}, tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match=r"holds no component of FLUX.1, but \(it is empty\)"):
+        file_parts(tmp_path / "f.safetensors")
 
 
 @pytest.mark.parametrize("keys, said", [

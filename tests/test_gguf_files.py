@@ -1,48 +1,21 @@
 """FLUX in GGUF: the numbers that its packed matrices stand for, and the errors of a file that is cut short."""
 
+import sys
+
 import diffusers
-import numpy as np
 import pytest
 import torch
-from flux_files import component_tensors, write_base, write_files
-from test_single_files import load, request, same
+from flux_files import component_tensors, load, packed_kind, request, same, tokenizers, write_gguf
 
+from reflect_core.generators.flux_corrector.single_files import file_parts
+from reflect_core.generators.flux_corrector.sources import find_sources
 from reflect_core.types import UserError
 from reflect_core.weight_file import WeightFile
 
 gguf = pytest.importorskip("gguf")
+theirs = pytest.importorskip("diffusers.quantizers.gguf.utils")
 packed_here = pytest.mark.skipif(tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 35),
                                  reason="diffusers before 0.35 reads no transformer in GGUF that it has not converted")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def files(base, tmp_path_factory):
-    return write_files(base, tmp_path_factory.mktemp("files"))
-
-
-def packed_kind(key, tensor, kind):
-    """As city96's converter has it: matrices packed, all that is small in fp32."""
-    return kind if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "bias" not in key else "F32"
-
-
-def write_gguf(path, tensors, kind, architecture="flux"):
-    """A GGUF file by gguf's own writer, and what its tensors stand for."""
-    writer, meant = gguf.GGUFWriter(path, architecture), {}
-    for key, tensor in tensors.items():
-        q = gguf.GGMLQuantizationType[packed_kind(key, tensor, kind)]
-        data = gguf.quants.quantize(tensor.numpy().astype(np.float32), q)
-        writer.add_tensor(key, data, raw_dtype=q)
-        meant[key] = torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(data, q)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return meant
 
 
 def save(tensors, path):
@@ -109,6 +82,44 @@ def test_half_of_a_download(base, tmp_path, left):
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * left)])
     with pytest.raises(UserError, match="GGUF file|half of a download"):
         WeightFile(path)
+
+
+@pytest.mark.parametrize("lacks", [("gguf",), ("accelerate",), ("gguf", "accelerate")])
+def test_what_is_not_installed_is_named_before_weights_are_read(base, files, tmp_path, lacks, monkeypatch):
+    write_gguf(tmp_path / "flux1-dev.gguf", component_tensors(base)["transformer"], "Q8_0")
+    for name in lacks:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"not installed; try 'pip install {' '.join(lacks)}', or a .safetensors"):
+        find_sources(tmp_path / "flux1-dev.gguf", files | tokenizers(base))
+
+
+def test_a_t5_and_a_transformer_that_is_not_packed_take_no_accelerate(base, files, tmp_path, monkeypatch):
+    tensors = component_tensors(base)
+    t5 = {llama(key): tensor for key, tensor in tensors["text_encoder_2"].items()}
+    write_gguf(tmp_path / "t5.gguf", t5, "Q8_0", "t5encoder")
+    write_gguf(tmp_path / "flux1-dev.gguf", tensors["transformer"], "BF16")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert load(base, {**files, "text_encoder_2": tmp_path / "t5.gguf"}, tmp_path / "flux1-dev.gguf").max_context == 1
+
+
+@packed_here
+@pytest.mark.parametrize("part, said", [("transformer", "which diffusers cannot unpack; expected one of IQ4_NL, IQ4"),
+                                        ("text_encoder_2", "which the package 'gguf' cannot unpack; expected Q8_0")])
+def test_a_kind_of_packing_that_nobody_here_unpacks(base, tmp_path, part, said, monkeypatch):
+    tensors = {llama(key) if part != "transformer" else key: t for key, t in component_tensors(base)[part].items()}
+    write_gguf(tmp_path / "f.gguf", tensors, "Q8_0")
+    others = [kind for kind in theirs.SUPPORTED_GGUF_QUANT_TYPES if kind.name != "Q8_0"]
+    monkeypatch.setattr(theirs, "SUPPORTED_GGUF_QUANT_TYPES", others)
+    monkeypatch.delitem(gguf.quants._type_traits, gguf.GGMLQuantizationType.Q8_0)
+    with pytest.raises(UserError, match=f"is packed as Q8_0, {said}"):
+        file_parts(tmp_path / "f.gguf")
+
+
+def test_of_another_model(tmp_path):
+    write_gguf(tmp_path / "f.gguf", {f"{name}.weight": torch.zeros(64, 64) for name in ("blk.0.attn_q", "token_embd")},
+               "Q8_0", "llama")
+    with pytest.raises(UserError, match="is a text encoder of another model"):
+        file_parts(tmp_path / "f.gguf")
 
 
 def test_what_is_packed_is_not_packed_again(base, files, tmp_path):

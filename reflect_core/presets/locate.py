@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..model_files import is_weight_file
+from ..model_files import is_weight_file, why_no_file
 from ..types import UserError
 from .load import FAMILIES, find_bundled, preset_names
 from .published import PUBLISHED, Published, Source, find_source, how_to_get, published_names
@@ -57,10 +57,11 @@ def locate(name: str, roots: Roots, lora: Path | None = None) -> Located:
         path = Path(name).expanduser()
     except RuntimeError:  # `~somebody` whom the system does not know
         path = Path(name)
-    if path.is_dir() or path.is_file():
+    called = is_weight_file(path)
+    if path.is_file() or path.is_dir() and (not called or (path / "model_index.json").is_file()):
         return Located(path)
-    if is_weight_file(path):
-        raise UserError(f"{name}: no such file; expected a file of weights; try to check the path")
+    if called:
+        raise UserError(f"{name}: {why_no_file(path)}; expected a file of weights; try to check the path")
     if _REPOSITORY.fullmatch(name):
         found = cached(name, "model_index.json")
         if found is not None:

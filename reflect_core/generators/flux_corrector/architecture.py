@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from ...types import UserError
-from ...weight_file import FLOATS, WeightFile
+from ...weight_file import FLOATS, SCALES, WeightFile
 from .original_names import Piece, pieces, shapes_of
 
 PREFIXES = {
@@ -32,8 +32,9 @@ _NEEDED = ("transformer_blocks.0.attn.add_q_proj.weight", "transformer_blocks.0.
 """What FLUX.1's transformer has, by diffusers' names, and none of those below has all of."""
 
 _STRANGERS = (
-    (r"(lora_unet_|lora_te|.*\.lora_(A|B|down|up)\.|.*\.lora_(A|B)\.weight)", "a LoRA",
+    (r"(lora_unet_|lora_te|.*\.lora_(A|B|down|up)\.|.*\.(lokr|hada)_w\d)", "a LoRA",
      "try it with --lora, and a whole model here"),
+    (r"(.*\.)?controlnet_(blocks|x_embedder)\.", "a ControlNet", "try flux1-dev.safetensors"),
     (r".*(double_stream_modulation_img|single_stream_modulation)\.", "a transformer of FLUX.2",
      "try flux1-dev.safetensors; there is no corrector for FLUX.2"),
     (r".*distilled_guidance_layer\.", "a transformer of Chroma", "try flux1-dev.safetensors"),
@@ -51,7 +52,7 @@ _STRANGERS = (
      "try the same model in bf16, fp8 or GGUF"),
     (r".*\.(quant_state\.bitsandbytes__|absmax$|quant_map$)", "a model that bitsandbytes has quantised",
      "try the model in bf16 with --option quantise=nf4, which gives the same"),
-    (r".*(transformer\.resblocks\.|model\.layers\.0\.self_attn\.q_proj)", "a text encoder of another model",
+    (r"(.*(transformer\.resblocks\.|model\.layers\.0\.self_attn\.q_proj)|blk\.0\.)", "a text encoder of another model",
      "try clip_l.safetensors and t5xxl_fp16.safetensors"))
 """(names in it, what it then is, what to try)."""
 
@@ -119,15 +120,20 @@ def _beside(key: str) -> bool:
 
 def _check(name: str, file: WeightFile, taken: dict[str, Piece]) -> None:
     """UserError for tensors that cannot be read as numbers, and for a near relative of a component of FLUX.1."""
+    scales = [key for key in file.shapes if "scale" in key.rpartition(".")[2] and not _beside(key)]
     for key, piece in taken.items():
         if file.kinds[piece.key] not in FLOATS and not file.is_packed(piece.key):
             raise UserError(f"{file.path}: {piece.key} is {file.kinds[piece.key]}, quantised in a way of ComfyUI's or "
                             "another program's own; expected numbers in fp32, fp16, bf16, fp8 or GGUF; try such a "
                             f"release of it, or --option quantise ({key} is meant)")
         scale, rows = file.scale_of(piece.key), file.shapes[piece.key][:1]
-        if scale is not None and prod(file.shapes[scale]) not in (1, *rows):
-            raise UserError(f"{file.path}: {piece.key} is fp8 in blocks, with scales of {file.shapes[scale]}; expected "
-                            "one scale for all of it or one for each row; try a release in fp8 scaled, bf16 or GGUF")
+        stem = piece.key.removesuffix("weight")
+        if stem != piece.key and file.kinds[piece.key].startswith("F8_"):
+            scale = next((other for other in scales if other.startswith(stem)), scale)
+        if scale is not None and (scale in scales or prod(file.shapes[scale]) not in (1, *rows)):
+            raise UserError(f"{file.path}: {piece.key} is fp8 in blocks or by another program, with {scale} of "
+                            f"{file.shapes[scale]}; expected one scale for all of it or one for each row, called "
+                            f"{' or '.join(SCALES)}; try a release in fp8 scaled, bf16 or GGUF")
     shapes = shapes_of(taken, file.shapes)
     said = None
     if name == "transformer" and shapes["x_embedder.weight"][1] != shapes["proj_out.weight"][0]:

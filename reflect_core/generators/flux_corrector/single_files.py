@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...presets.architectures import FLUX
 from ...types import UserError
-from ...weight_file import WeightFile
+from ...weight_file import WeightFile, lacked, lacking
 from ..loading import check_info, class_of, dtype_word, wrapped
 from ..quantise import WHILE_LOADING, cast_storage, loading_config, packed, quantised
 from .architecture import missing_said, parts_in
 from .configs import DEV_SCHEDULER, SCHNELL_SCHEDULER, clip_config, t5_config, transformer_config, vae_config
 from .original_names import Piece, shapes_of
 
-CLASSES = {"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
-           "text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "T5EncoderModel"]}
 _CONFIGS = {"transformer": transformer_config, "vae": vae_config, "text_encoder": clip_config,
             "text_encoder_2": t5_config}
 
@@ -65,6 +64,7 @@ def file_parts(path: str | Path) -> dict[str, FilePart]:
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path}: its {name} cannot be understood ({type(error).__name__}: {error}); expected one "
                             "of FLUX.1, whole; try to download it again, or another release of it") from error
+        _check_packed(parts[name])
     return parts
 
 
@@ -74,7 +74,7 @@ def outline(part: FilePart) -> nn.Module:
     UserError for a file that lacks a tensor, has one too many or one of another shape.
     """
     with torch.device("meta"):
-        model = class_of(CLASSES[part.name]).from_config(part.config)
+        model = _class(part).from_config(part.config)
     if part.name != "transformer":
         return model
     have, wanted = shapes_of(part.pieces, part.file.shapes), model.state_dict()
@@ -136,16 +136,10 @@ def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.
     if quantise != "none":
         raise UserError(f"{part.path}: is packed by GGUF already, and option quantise is {quantise!r}; expected "
                         "quantise=none with it; try it without the option")
-    import diffusers
     from diffusers import GGUFQuantizationConfig
-
-    if tuple(int(n) for n in diffusers.__version__.split(".")[:2]) < (0, 35):
-        raise UserError(f"{part.path}: a transformer in GGUF needs diffusers 0.35 or newer, and "
-                        f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a .safetensors file "
-                        "of the model")
-    config = wrapped(part.path, lambda: GGUFQuantizationConfig(compute_dtype=dtype))
     from diffusers.quantizers.gguf.utils import GGUFParameter  # what the config's loader looks for; needs gguf
 
+    config = wrapped(part.path, lambda: GGUFQuantizationConfig(compute_dtype=dtype))
     state: dict[str, Tensor] = {}
     for name, piece in part.pieces.items():
         if part.file.is_packed(piece.key):
@@ -156,9 +150,41 @@ def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.
     return _from_single_file(part, state, dtype, quantization_config=config, device=str(device))
 
 
+def _check_packed(part: FilePart) -> None:
+    """UserError for a transformer in GGUF that diffusers, as it is here, cannot compute with, and for a text encoder
+    that cannot be unpacked."""
+    packed = {part.file.kinds[piece.key]: piece.key for piece in part.pieces.values()
+              if part.file.is_packed(piece.key)}
+    if part.name != "transformer":
+        for key in packed.values():
+            part.file.check_unpacks(key)
+        return
+    if not packed:
+        return
+    if missing := lacked("gguf", "accelerate"):
+        raise UserError(f"{part.path}: is a transformer in GGUF; {lacking(missing)}")
+    import diffusers
+
+    if tuple(int(n) for n in diffusers.__version__.split(".")[:2]) < (0, 35):
+        raise UserError(f"{part.path}: a transformer in GGUF needs diffusers 0.35 or newer, and "
+                        f"{diffusers.__version__} is installed; try 'pip install -U diffusers', or a .safetensors file "
+                        "of the model")
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
+
+    known = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES}
+    for kind, key in packed.items():
+        if kind not in known:
+            raise UserError(f"{part.path}: {key} is packed as {kind}, which diffusers cannot unpack; expected one of "
+                            f"{', '.join(sorted(known - {'BF16'}))}; try such a release of the model")
+
+
+def _class(part: FilePart) -> Any:
+    return class_of([FLUX[part.name].library, FLUX[part.name].kind])
+
+
 def _from_single_file(part: FilePart, state: dict[str, Tensor], dtype: torch.dtype, **how: Any) -> nn.Module:
     """diffusers' own loader, with a config on this disk, so that it asks nobody."""
-    cls = class_of(CLASSES[part.name])
+    cls = _class(part)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({"_class_name": cls.__name__, **part.config}))
         return wrapped(part.path, lambda: cls.from_single_file(state, config=folder, torch_dtype=dtype,
@@ -171,7 +197,7 @@ def _text_encoder(part: FilePart, dtype: torch.dtype, device: str | torch.device
     state = {name: part.tensor(name, dtype) for name in part.pieces}
     config = {"text_encoder": transformers.CLIPTextConfig, "text_encoder_2": transformers.T5Config}[part.name]
     how = loading_config(quantise, "transformers", dtype, device)
-    model, info = wrapped(part.path, lambda: class_of(CLASSES[part.name]).from_pretrained(
+    model, info = wrapped(part.path, lambda: _class(part).from_pretrained(
         None, config=config(**part.config), state_dict=state, output_loading_info=True, **{dtype_word(True): dtype},
         **how))
     check_info(part.path, "transformers", model, info)
