@@ -13,6 +13,7 @@ from fake_hub import Hub
 from flux_files import write_base
 from tiny_vlm import write_tiny_qwen
 
+from reflect_core.presets.published import published_set
 from reflect_core.vlm.local import Local, LocalOptions
 
 BASE, LORA = "black-forest-labs/FLUX.1-dev", "diffusion-cot/FLUX-Corrector"
@@ -169,6 +170,31 @@ def test_reflect_dit_is_put_together_from_three_repositories(hub, tmp_path):
     assert again.returncode == 0 and hub.sent == before
 
 
+def test_of_sanas_repository_comes_one_set_of_weights(hub, tmp_path):
+    """Its files by name, as its pages on the hub list them: fp32 shards of the transformer, bf16 of Gemma, and the same
+    again in fp16."""
+    once = ["model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "transformer/config.json",
+            "vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors.index.json",
+            *(f"transformer/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)),
+            "text_encoder/config.json", "text_encoder/model.safetensors.index.json",
+            *(f"text_encoder/model-0000{n}-of-00002.safetensors" for n in (1, 2)), "tokenizer/tokenizer.model",
+            *(f"tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map"))]
+    again = ["transformer/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+             "text_encoder/model.safetensors.index.fp16.json", "README.md", "LICENSE.txt", ".gitattributes",
+             *(f"text_encoder/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2))]
+    checkpoint = ["dit/transformer/config.json"]
+    for repository, names in ((SANA, once + again), (CHECKPOINT, checkpoint), (EYE, ["config.json"])):
+        for name in names:
+            file = tmp_path / repository / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x")
+        hub.repositories[repository] = tmp_path / repository
+    done = download(hub, tmp_path / "home", "reflect-dit", answers="n\n")
+    share = done.stdout.partition(CHECKPOINT)[0]
+    assert {line.split()[-1] for line in share.splitlines() if line.startswith("    ")} == set(once)
+    assert "12.9 GB" in published_set("reflect-dit").base.size and f"{len(once)} files" in share
+
+
 def test_errors_say_what_to_do(hub, tmp_path):
     done = download(hub, tmp_path, "flux-corrector", "--yes", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and "HF_HUB_OFFLINE is set" in done.stderr
@@ -192,6 +218,45 @@ def test_a_full_disk_is_told_before_anything_comes(hub, tmp_path, monkeypatch, c
         module.check_room(shares)
 
 
+def test_a_folder_of_a_repository_by_its_id(hub, tmp_path):
+    """As ReflectionFlow's reflector and Reflect-DiT's judge are published."""
+    write_tiny_qwen(tmp_path / "repository" / "infer" / "30000", shards=True)
+    (tmp_path / "repository" / "infer" / "30000" / "training_args.bin").write_bytes(b"not needed")
+    (tmp_path / "repository" / "infer" / "other.json").write_text("{}")
+    hub.repositories["Some/Generator"] = tmp_path / "repository"
+    done = download(hub, tmp_path / "home", "Some/Generator", "--yes")
+    assert done.returncode == 2 and "try Some/Generator/infer/30000" in done.stderr
+    done = download(hub, tmp_path / "home", "Some/Generator/infer/30000", "--yes", "--to", tmp_path / "models")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "models" / "LLM" / "Generator"
+    assert Local.from_folder(LocalOptions(str(folder))).name == "Generator"
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (
+        tmp_path / "repository" / "infer" / "30000").iterdir()} - {"training_args.bin"}
+    done = download(hub, tmp_path / "home", "Some/Generator/infer/30000", "--yes")
+    cached = Path(done.stdout.rstrip().rpartition("--judge ")[2])
+    assert done.returncode == 0 and Local.from_folder(LocalOptions(str(cached))).name == "30000"
+    assert "'Some/' is no repository" in download(hub, tmp_path / "home", "Some/", "--yes").stderr
+
+
+MAIN = "reflect_core/__main__.py"
+
+
+@pytest.mark.parametrize("how", [["-m", "reflect_core"], [MAIN], ["-I", MAIN]])
+def test_from_the_packs_folder_with_a_python_that_has_not_installed_it(tmp_path, how):
+    """The last is how the Python of ComfyUI's portable build looks for modules: not where it is called."""
+    (tmp_path / "my nodes").mkdir()
+    pack = tmp_path / "my nodes" / "reflect-1.0"
+    shutil.copytree(ROOT / "reflect_core", pack / "reflect_core",
+                    ignore=shutil.ignore_patterns("*.safetensors", "*.png", "results", "__pycache__"))
+    main = pack / "reflect_core" / "cli" / "__init__.py"
+    main.write_text(main.read_text() + "\nprint('from', __file__)\n")
+    env = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, *how, "download", "--help"], capture_output=True, text=True, cwd=pack,
+                          env=env, timeout=100)
+    assert done.returncode == 0 and "usage: reflect download" in done.stdout, done.stderr
+    assert Path(done.stdout.splitlines()[0].removeprefix("from ")).resolve() == main
+
+
 def test_only_published_sets(hub, tmp_path):
     done = download(hub, tmp_path, "shapes-flux")
     assert done.returncode == 2 and "flux-corrector" in done.stderr and not hub.requests
@@ -201,15 +266,17 @@ def test_a_repository_by_its_id(hub, tmp_path):
     """One that draws, and a judge's, which has no model_index.json."""
     judge = write_tiny_qwen(tmp_path / "judge", shards=True)
     (judge / "pytorch_model.bin").write_bytes(b"not needed")
+    before = dict(hub.sent)
     hub.repositories["Some/Tiny-VL"] = judge
     done = download(hub, tmp_path / "home", BASE, "--yes", "--to", tmp_path / "models")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "models" / "diffusers" / "FLUX.1-dev" / "model_index.json").is_file()
-    assert not list((tmp_path / "models").rglob("*fp16*"))
+    assert not {"flux1-dev.safetensors", "ae.safetensors", *UNNEEDED} & (hub.sent.keys() - before.keys()), "twice"
     done = download(hub, tmp_path / "home", "Some/Tiny-VL", "--yes", "--to", tmp_path / "models")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / "LLM" / "Tiny-VL"
     assert len(list(folder.glob("*.safetensors"))) > 2 and not list(folder.glob("*.bin"))
     assert Local.from_folder(LocalOptions(str(folder))).name == "Tiny-VL"
+    assert f"--judge {folder}" in done.stdout
     done = download(hub, tmp_path / "home", "no/such", "--yes")
     assert done.returncode == 2 and "no/such: is not at" in done.stderr

@@ -28,6 +28,7 @@ def put(path):
 def test_what_is_missing_is_told_with_size_licence_and_place(name, tmp_path):
     said = how_to_get(name, tmp_path)
     assert str(tmp_path / "diffusers") in said and "GB" in said and "licen" in said.lower()
+    assert f'download {name} --to "{tmp_path}"' in said
     assert published.PUBLISHED[name].small in said and published.PUBLISHED[name].small in preset_names()
 
 

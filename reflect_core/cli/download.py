@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..presets.download import Share, check_room, fetch, plan, said_bytes
 from . import NOT_ACCEPTED
@@ -26,6 +27,9 @@ def download(args: argparse.Namespace) -> int:
     folders = {share.source.repository: str(fetch(share, args.quiet or args.json)) for share in shares}
     if args.json:
         print(dumps({"preset": args.preset, "bytes": total, "downloaded": True, "folders": folders}))
+    elif shares[0].source.kind == "LLM":
+        folder = Path(folders[shares[0].source.repository], "" if args.to else shares[0].source.inside)
+        print(f"all is here; judge with: reflect run \"a cat on a mat\" --model flux-corrector --judge {folder}")
     else:
         where = "" if args.to is None else f" --models {args.to}"
         print(f"all is here; draw with: reflect run \"a cat on a mat\" --judge me --model {args.preset}{where}")

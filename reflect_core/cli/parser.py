@@ -165,7 +165,7 @@ def _download(commands) -> None:
     parser = _command(commands, "download", "download:download", "fetch the weights of a published model from the "
                       "Hugging Face hub; the only command that downloads", f"{DOWNLOAD_HELP}\n\n{DOWNLOAD_CODES}")
     parser.add_argument("preset", metavar="PRESET", help=f"{', '.join(published_names())}, or the id of a repository "
-                        "such as Qwen/Qwen2.5-VL-7B-Instruct")
+                        "such as Qwen/Qwen2.5-VL-7B-Instruct, with a folder of it behind it if need be")
     parser.add_argument("--to", metavar="FOLDER", help="a folder for it, such as a ComfyUI's models (default: the "
                         "Hugging Face cache, where --model finds it by name)")
     parser.add_argument("--yes", action="store_true", help="do not ask")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from ..types import UserError
@@ -49,7 +50,7 @@ class Share:
 def plan(preset: str, to: str | Path | None = None) -> list[Share]:
     """What there is to fetch, asked of the hub. Raises UserError where it cannot be reached or gives nothing.
 
-    `preset`: the name of a published set, or the id of a repository.
+    `preset`: the name of a published set, or the id of a repository, with a folder of it behind it or without.
     `to`: ComfyUI, its models folder or a folder of one's own; below it everything lies as in ComfyUI's models.
     """
     from huggingface_hub import HfApi
@@ -63,14 +64,14 @@ def plan(preset: str, to: str | Path | None = None) -> list[Share]:
         files = {one.rfilename: one.size or 0 for one in info.siblings or ()
                  if any(fnmatch(one.rfilename, pattern) for pattern in patterns)
                  and not any(fnmatch(one.rfilename, pattern) for pattern in VARIANTS)}
-        wanted = f"{source.inside}/{source.file}" if source.inside else source.file
-        if not wanted:
-            wanted = "model_index.json" if "model_index.json" in files else "config.json"
-            if wanted == "config.json":  # a judge's, not one that draws
-                source = replace(source, kind="LLM")
+        if not source.file:
+            source, files = _of_any_kind(source, files)
+        wanted = _inside(source, source.file)
         if wanted not in files:
-            raise UserError(f"{source.repository} has no {wanted} any more; expected it as the set {preset!r} needs "
-                            "it; try another mirror, or a newer version of Reflect")
+            other = next((name.removesuffix("/config.json") for name in files if name.endswith("/config.json")), None)
+            cure = f"{source.repository}/{other}" if other and not source.inside else "a newer version of Reflect"
+            raise UserError(f"{source.repository} has no {wanted}; expected it, as {preset!r} needs it; try {cure}, or "
+                            "another mirror")
         card = getattr(info, "card_data", None)
         licence = (card.get("license_name") or card.get("license")) if card else None
         shares.append(Share(source, info.sha or "main", files, str(licence or "none is stated"),
@@ -114,8 +115,8 @@ def fetch(share: Share, quiet: bool = False) -> Path:
     try:
         with _said(source):
             # No revision: the cache would keep no note of what 'main' is, and nobody would find it by its name.
-            folder = Path(snapshot_download(source.repository, allow_patterns=_patterns(source),
-                                            ignore_patterns=list(VARIANTS), **how))
+            folder = Path(snapshot_download(source.repository, allow_patterns=[escape(name) for name in share.files],
+                                            **how))
     finally:
         if quiet and shown:
             enable_progress_bars()
@@ -145,8 +146,21 @@ def _models(to: Path) -> Path:
     return to / "models" if (to / "models").is_dir() and (to / "comfy").is_dir() else to
 
 
+def _of_any_kind(source: Source, files: dict[str, int]) -> tuple[Source, dict[str, int]]:
+    """What a repository holds that is no published set: a model that draws, or a judge."""
+    if _inside(source, "model_index.json") not in files:
+        return replace(source, kind="LLM", file="config.json"), files
+    # Beside the components' folders lie the same weights once more, in the single files of their makers.
+    twice = [name for name in files if name.endswith(".safetensors") and "/" not in _inner(source, name)]
+    return replace(source, file="model_index.json"), {n: size for n, size in files.items() if n not in twice}
+
+
+def _inside(source: Source, name: str) -> str:
+    return f"{source.inside}/{name}" if source.inside else name
+
+
 def _patterns(source: Source) -> list[str]:
-    return [f"{source.inside}/{pattern}" if source.inside else pattern for pattern in source.patterns]
+    return [_inside(source, pattern) for pattern in source.patterns]
 
 
 def _inner(source: Source, name: str) -> str:

@@ -62,15 +62,15 @@ PUBLISHED = {
         Source("black-forest-labs/FLUX.1-dev", "diffusers", "FLUX.1-dev", "model_index.json", "34 GB",
                "FLUX.1 [dev] Non-Commercial License", ("model_index.json", *_PARTS)),
         Source("diffusion-cot/FLUX-Corrector", "loras", "FLUX-Corrector", "pytorch_lora_weights.safetensors", "464 MB",
-               "licence: see its page", ("pytorch_lora_weights.safetensors",)),
+               "no licence is stated", ("pytorch_lora_weights.safetensors",)),
         "shapes-flux"),
     "reflect-dit": Published(
         "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
-               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "9 GB in bf16",
+               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "12.9 GB",
                "licence: NVIDIA's NSCL v2-custom, and Gemma's terms", ("model_index.json", *_PARTS)),
         Source("jacklishufan/reflect-dit", "reflect", "reflect-dit", "config.json",
-               "3.5 GB", "no licence is stated", ("*.json", "*.safetensors", "*.bin"), "dit/transformer"),
+               "about 3.5 GB", "no licence is stated", ("*.json", "*.safetensors", "*.bin"), "dit/transformer"),
         "shapes-sana",
         (Source("google/siglip-large-patch16-384", "reflect", "reflect-dit/image_encoder", "config.json",
                 "2.6 GB", "Apache-2.0", ("config.json", "model.safetensors")),)),
@@ -86,7 +86,10 @@ PUBLISHED = {
                                        "processor/*.jinja")),
         None, "shapes-flux"),
 }
-"""The sizes are of what is needed of each repository."""
+"""The sizes are of what is needed of each repository, as its pages on the hub list them: of FLUX.1-dev and Kontext 23.8
+GB of transformer, 9.5 of T5, 0.4 of the rest; of SANA a transformer in fp32, 6.4 GB, Gemma 2 in bf16, 5.2, and the
+autoencoder, 1.2 (its fp16 copies of all three are left out, see `download.VARIANTS`); of Qwen-Image-Edit 57.7 in all.
+The files of Reflect-DiT's checkpoint are not known here: its size is that of what the official code saves."""
 
 
 def published_names() -> list[str]:
@@ -108,15 +111,21 @@ def how_to_get(name: str, models: Path) -> str:
     if wanted.family not in FAMILIES:
         return (f"this version cannot load {name!r} yet, do not download it for now; a later one will expect "
                 f"{'; and '.join(parts)}; try {instead}")
-    return (f"the weights of {name!r} are not here; expected {'; and '.join(parts)}; try to download them from "
-            f"huggingface.co, or {instead}")
+    # Everything below `models` lies as the command puts it there.
+    return (f"the weights of {name!r} are not here; expected {'; and '.join(parts)}; try 'python -m reflect_core "
+            f"download {name} --to \"{models}\"' with ComfyUI's Python in this pack's folder, which asks first, or "
+            f"{instead}")
 
 
 def repository(name: str) -> Source:
-    """A repository of its own, whatever model it has: in diffusers layout, or one of transformers."""
-    return Source(name, "diffusers", name.partition("/")[2], "", "size: see its page", "licence: see its page",
-                  ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.jinja", "*/*.safetensors",
-                   "*/*.txt", "*/*.model"))
+    """A repository of its own, whatever model it has: in diffusers layout, or one of transformers. What stands behind
+    its id is a folder in it, as in `diffusion-cot/Reflection-Generator/infer/30000`."""
+    owner, own, *inside = *name.strip("/").split("/", 2), ""
+    if not own:
+        raise UserError(f"{name!r} is no repository; expected an id such as Qwen/Qwen2.5-VL-7B-Instruct; try the "
+                        "one that its page shows")
+    return Source(f"{owner}/{own}", "diffusers", own, "", "size: see its page", "licence: see its page",
+                  ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"), inside[0])
 
 
 def published_set(name: str) -> Published:
