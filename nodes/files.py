@@ -83,7 +83,7 @@ def _listed(kind: str) -> list[str]:
     """The files of weights of a kind, GGUF too, which ComfyUI itself does not list."""
     found = [name for name in folder_paths.get_filename_list(kind) if name.endswith((".safetensors", ".sft"))]
     return found + sorted(path.relative_to(root).as_posix() for root in map(Path, folder_paths.get_folder_paths(kind))
-                          for path in [*root.glob("*.gguf"), *root.glob("*/*.gguf")])
+                          for path in [*root.glob("*.gguf"), *root.glob("*/*.gguf")] if path.is_file())
 
 
 def _file(kind: str, name: str) -> Path:

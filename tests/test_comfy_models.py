@@ -32,7 +32,9 @@ def engine(tmp_path_factory):
         kind = {"transformer": "diffusion_models", "vae": "vae"}.get(part, "text_encoders")
         (base / "models" / kind).mkdir(parents=True, exist_ok=True)
         shutil.copy(file, base / "models" / kind)
-    shutil.copy(base / "files" / "ae.safetensors", base / "models" / "diffusion_models" / "not-flux.safetensors")
+    for name, other in (("ae", "not-flux"), ("flux1-dev", "fluxKontext")):
+        shutil.copy(base / "files" / f"{name}.safetensors",
+                    base / "models" / "diffusion_models" / f"{other}.safetensors")
     (base / "models" / "loras" / "FLUX-Corrector").mkdir(parents=True)
     shutil.copy(flux / "lora" / "pytorch_lora_weights.safetensors", base / "models" / "loras" / "FLUX-Corrector")
     index = base / "models" / "diffusers" / "stranger" / "model_index.json"
@@ -147,6 +149,7 @@ def test_single_files_in_fp8(engine):
 
 @pytest.mark.parametrize("changes, said", [
     ({"transformer": "not-flux.safetensors"}, "not-flux.safetensors: holds vae"),
+    ({"transformer": "fluxKontext.safetensors"}, "'kontext' at Load Reflective DiT"),
     ({"text_encoder_2": "clip_l.safetensors"}, "holds text_encoder; expected text_encoder_2"),
     ({"quantise": "fp8", "offload": "streamed"}, "the weights are packed"),
     ({"vae": "../vae/ae.safetensors"}, "there is no file")])

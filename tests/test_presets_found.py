@@ -10,7 +10,7 @@ from command import inside
 from flux_files import tokenizers
 
 from reflect_core.presets.choice import ModelChoice, from_settings
-from reflect_core.presets.locate import locate
+from reflect_core.presets.locate import flux_parts, locate
 from reflect_core.presets.roots import VARIABLE, Roots, find_roots
 from reflect_core.types import UserError
 
@@ -61,6 +61,15 @@ def test_a_published_set_from_comfyuis_folders(base, files, tmp_path, monkeypatc
     assert choice.folder.name == "flux1-dev.safetensors" and choice.lora.name == "pytorch_lora_weights.safetensors"
     assert choice.parts["text_encoder_2"].name == "t5xxl_fp8_e4m3fn.safetensors" and len(choice.parts) == 5
     assert choice.policy == "reflection_flow" and choice.load().max_context == 1
+
+
+@pytest.mark.parametrize("name, taken", [
+    ("flux1-dev-Q8_0.gguf", True), ("flux1-dev-fp8.safetensors", True), ("flux1-dev-kontext_fp8.safetensors", False),
+    ("flux1-dev-krea-bf16.safetensors", False), ("flux1-dev-schnell-4step.safetensors", False),
+    ("flux1-dev-hyper-Q8_0.gguf", False), ("flux1-dev-de-distill.safetensors", False)])
+def test_of_flux1_devs_relatives_none_is_taken_that_nobody_named(tmp_path, name, taken):
+    (tmp_path / name).write_bytes(b"")
+    assert ("transformer" in flux_parts(Roots([tmp_path]))) == taken
 
 
 def test_a_published_set_as_folders(base, tmp_path):

@@ -26,8 +26,8 @@ _FILES = {
                                             "t5xxl*.gguf"))}
 """Component of FLUX.1-dev -> the kinds of folder and the names of files that it has for ComfyUI, the best first."""
 _CORRECTOR = ("FLUX-Corrector*.safetensors", "flux_corrector*.safetensors", "flux-corrector*.safetensors")
-_NOT_DEV = re.compile(r"kontext|fill|canny|depth|redux|krea|lora", re.IGNORECASE)
-"""Its relatives are called nearly the same."""
+_NOT_DEV = re.compile(r"kontext|fill|canny|depth|redux|krea|lora|schnell|merge|hyper|turbo|distill", re.IGNORECASE)
+"""Its relatives are called nearly the same, and none is taken that nobody has named (`flux_corrector/relatives.py`)."""
 _KIND_NAMES = {name for names in KINDS.values() for name in names}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
