@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,14 @@ def write_files(base: Path, out: Path, prefixes: dict[str, str] | None = None) -
     for name, part in tensors.items():
         save_file({key: tensor.contiguous() for key, tensor in part.items()}, out / f"{NAMES[name]}.safetensors")
     return {name: out / f"{NAMES[name]}.safetensors" for name in tensors}
+
+
+def as_kontext(base: Path, folder: Path) -> Path:
+    """A copy whose index says that it is an editor: FLUX.1 Kontext has FLUX.1-dev's parts."""
+    shutil.copytree(base, folder)
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", "FluxKontextPipeline"))
+    return folder
 
 
 def tokenizers(base: Path) -> dict[str, Path]:

@@ -122,6 +122,7 @@ def test_of_another_model(tmp_path):
         file_parts(tmp_path / "f.gguf")
 
 
+@packed_here
 def test_what_is_packed_is_not_packed_again(base, files, tmp_path):
     write_gguf(tmp_path / "flux1-dev.gguf", component_tensors(base)["transformer"], "Q8_0")
     with pytest.raises(UserError, match="packed by GGUF already.*quantise=none"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import inside
-from flux_files import tokenizers
+from flux_files import as_kontext, tokenizers
 
 from reflect_core.presets.choice import ModelChoice, from_settings
 from reflect_core.presets.locate import flux_parts, locate
@@ -121,10 +121,8 @@ def test_reflect_dit_with_its_picture_encoder_in_a_repository_of_its_own(tmp_pat
     assert borrowed.parts["vae"].name == "abc" and borrowed.load().max_context == 0
 
 
-def test_an_editor_is_a_folder_whole(tmp_path):
-    from tiny_editors import write_tiny_kontext
-
-    editor = write_tiny_kontext(tmp_path / "kontext")
+def test_an_editor_is_a_folder_whole(base, tmp_path):
+    editor = as_kontext(base, tmp_path / "kontext")
     with pytest.raises(UserError, match="a FluxKontextPipeline is a folder in diffusers layout; expected no --part"):
         ModelChoice(str(editor), parts={"vae": str(editor)}).load()
 

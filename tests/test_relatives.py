@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 from command import inside
-from flux_files import component_tensors, load, tokenizers, write_base, write_files, write_gguf
+from flux_files import as_kontext, component_tensors, load, tokenizers, write_base, write_files, write_gguf
 from safetensors.torch import load_file, save_file
 
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
@@ -92,12 +92,10 @@ def test_a_gguf_says_what_it_is_by_its_own_names(base, files, tmp_path):
 
 
 def test_the_transformer_of_an_editors_folder_is_none_for_a_corrector(base, tmp_path):
-    from tiny_editors import write_tiny_kontext
-
-    editor = write_tiny_kontext(tmp_path / "editor")
+    editor = as_kontext(base, tmp_path / "editor")
     with pytest.raises(UserError, match="is FLUX.1 Kontext as its model_index.json says"):
         FluxCorrector.from_folder(base, parts={"transformer": editor})
-    assert find_sources(base, {"vae": base})["transformer"].folder == base / "transformer"
+    assert find_sources(base, {"vae": editor})["transformer"].folder == base / "transformer"
 
 
 def test_on_the_command_line(base, files, tmp_path, capsys):
