@@ -5,9 +5,9 @@ import pytest
 import torch
 import transformers
 from aligned import aligned
+from flux_files import FP8
 from test_quantise import needs  # noqa: F401
 from test_reflect_dit_pipeline import PLAIN, told
-from test_single_files import FP8
 from tiny_flux import write_tiny_flux
 from tiny_sana import write_tiny_sana
 
