@@ -59,7 +59,8 @@ def make_choice(args: argparse.Namespace, options: dict[str, Any]) -> ModelChoic
 
 def moved_choice(args: argparse.Namespace, settings: Any) -> ModelChoice:
     """The model of a record, or where the arguments say that it is now."""
-    return from_settings(settings, args.model, args.lora, args.device, named_paths(args.parts), find_roots(args.roots))
+    return from_settings(settings, args.model, args.lora, args.device, named_paths(args.parts), find_roots(args.roots),
+                         named_values(args.options, "--option"))
 
 
 def make_budget(args: argparse.Namespace) -> Budget:

@@ -9,15 +9,12 @@ both, by default the drawing model's; a policy may have its own for corrections 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...presets.choice import BASE, ModelChoice
 from ...types import Drawn, Generator, Request, StepCallback, UserError
-
-BASE = "base:"
-"""Before the names of the drawing model's parts."""
 
 
 class DrawAndEdit:
@@ -34,22 +31,16 @@ class DrawAndEdit:
         self.places = _BothPlaces(drawer.places, editor.places)
 
     @staticmethod
-    def load_base(base: Any, editor: str | Path, dtype: torch.dtype, device: str | torch.device,
-                  encoder_device: str | torch.device | None) -> Generator | None:
-        """The drawing model of an editor's option `base`, a bundled name or a folder; None for none. UserError.
-
-        `editor`: the folder that the option is of.
-        """
-        from ...presets.load import find_model, load_generator
-
-        if base is None:
-            return None
-        if not isinstance(base, (str, Path)):
-            raise UserError(f"option base is {base!r}; expected a model's name or folder")
-        if find_model(base).resolve() == Path(editor).resolve():
-            raise UserError(f"option base is {base}, the editor itself; expected another model; try it without")
-        extra = {} if encoder_device is None else {"encoder_device": encoder_device}
-        return load_generator(base, dtype=dtype, device=device, **extra)
+    def load_drawer(base: ModelChoice, dtype: torch.dtype, device: str | torch.device,
+                    encoder_device: str | torch.device | None) -> Generator:
+        """The drawing model, in an editor's dtype and place. UserError, that says that it is about the base."""
+        base.device, base.dtype = str(device), str(dtype).removeprefix("torch.")
+        # SANA's text encoder has no place of its own.
+        extra = {} if encoder_device is None or base.family == "SanaPipeline" else {"encoder_device": encoder_device}
+        try:
+            return base.load(**extra)
+        except UserError as error:
+            raise UserError(f"the base, {base.name}: {error}".replace("--part ", f"--part {BASE}")) from error
 
     @property
     def parts(self) -> dict[str, torch.nn.Module]:

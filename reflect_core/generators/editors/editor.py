@@ -26,6 +26,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
+from ...presets.choice import ModelChoice, find_base
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
 from ..checking import one_of
@@ -94,8 +95,8 @@ class Editor(ABC):
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
-                    offload: str = "none", base: str | Path | None = None, options: EditOptions | None = None,
-                    **changes: Any) -> Generator:
+                    offload: str = "none", base: str | Path | ModelChoice | None = None,
+                    options: EditOptions | None = None, **changes: Any) -> Generator:
         """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
 
         Args:
@@ -103,7 +104,8 @@ class Editor(ABC):
             encoder_device: where the text encoders are kept; None: with the rest.
             offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
                 see `generators/offload.py`. The pictures are the same.
-            base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
+            base: another model, which draws what has no flawed picture, by any name that a model has; see
+                `DrawAndEdit`. None: what reflect.json says; 'none': none.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
@@ -117,8 +119,9 @@ class Editor(ABC):
         options = checked(cls.kind, path, options, settings, changes)
         cls.check(path)
         one_of("offload", offload, OFFLOADS)
+        chosen = find_base(Path(path), base, own_base)
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, home, encoder_home)
+        drawer = None if chosen is None else DrawAndEdit.load_drawer(chosen, dtype, home, encoder_home)
         editor = cls(**cls.load(path, dtype, home, encoder_home), options=options, defaults=defaults)
         made = editor if drawer is None else DrawAndEdit(drawer, editor)
         if offload != "none":

@@ -90,5 +90,5 @@ def checked(kind: type[EditOptions], path: Any, options: EditOptions | None, fol
     known = kind.__dataclass_fields__
     if unknown := sorted(set(settings) - set(known)):
         raise UserError(f"{path}: this editor has no option {unknown[0]!r}; expected one of "
-                        f"{', '.join(sorted([*known, 'base', 'encoder_device']))}")
+                        f"{', '.join(sorted([*known, 'base', 'encoder_device', 'offload']))}")
     return kind(**{**({} if options is None else {name: getattr(options, name) for name in known}), **settings})
