@@ -308,7 +308,7 @@ def _check(request: Request, chunk: int) -> None:
         raise UserError(f"the seed must be a whole number from 0 on; got {request.seed!r}")
     guidance = request.guidance
     if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < inf:
-        raise UserError(f"the guidance must be a number from 0 on; got {guidance!r}; FLUX.1-dev has 3.5")
+        raise UserError(f"the guidance must be a number from 0 on; got {guidance!r}; try the model's own")
     if request.context or request.original_prompt is not None:
         raise UserError("the request that starts a run must be a plain one; got one with a context or a "
                         "rewritten prompt; expected those to come from the policy")
