@@ -8,6 +8,7 @@ both, by default the drawing model's; a policy may have its own for corrections 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ...presets.choice import BASE, ModelChoice
 from ...types import Drawn, Generator, Request, StepCallback, UserError
+from ..requests import check_request
 
 
 class DrawAndEdit:
@@ -58,7 +60,13 @@ class DrawAndEdit:
         return DrawAndEdit(self.drawer, self.editor.with_options(**changes))
 
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
-        """First what is drawn, then what is edited; the results are in the order of the requests."""
+        """First what is drawn, then what is edited; the results are in the order of the requests.
+
+        UserError before the first of them for one of a size that either model cannot draw: what is drawn is edited.
+        """
+        for request in requests:
+            check_request(request, math.lcm(self.drawer.patch, self.editor.patch), self.max_context,
+                          self.defaults["guidance"])
         drawn: list = [None] * len(requests)
         for model, context in ((self.drawer, False), (self.editor, True)):
             rows = [row for row, request in enumerate(requests) if bool(request.context) is context]
