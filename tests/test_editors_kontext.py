@@ -191,6 +191,14 @@ def test_what_was_left_out_is_noted(folder):
     assert notes == [("the instruction takes 3 words; left out: Move it.",), ()]
 
 
+def test_words_that_clip_and_t5_do_not_read_are_noted(editor):
+    """A person may say them, or a judge of another program."""
+    requests = [edit(0, feedback="\u628a\u5706\u5f62\u6539\u6210\u7ea2\u8272"), edit(0, feedback="\u00e9tends le ciel"),
+                plain(prompt="\u043a\u0440\u0443\u0433")]
+    notes = [one.notes for one in editor.draw(requests)]
+    assert [len(n) for n in notes] == [1, 0, 1] and "Latin letters alone" in notes[0][0] and "\u628a" in notes[0][0]
+
+
 def test_other_options_share_the_weights(editor):
     other = editor.with_options(target="always")
     assert other.transformer is editor.transformer and editor.options.target == "silent"

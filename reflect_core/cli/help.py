@@ -123,6 +123,8 @@ JUDGE_OPTIONS = {
                "ReflectionFlow's Reflection-Generator, 'released' or 'none'",
     "edits": "for 'edits': how many at most (3)",
     "reflect_wording": "for 'tuned': the question, with {prompt} in it",
+    "scripts": "what the model reads: a reflection in letters that are not Latin is handed on with 'any' (SANA, "
+               "Qwen-Image-Edit), and with 'latin' (FLUX) left out and noted",
     "refine": "false: it rewrites no prompts",
 }
 

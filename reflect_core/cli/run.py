@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.size is not None or choice.defaults.keys() >= {"width", "height"}:
         judge.check(request)
 
-    judge.suit(choice.policy)
+    judge.suit(choice.policy, choice.scripts)
     with Progress(args.quiet) as progress:
         for line in judge.prepare(args.prompt):
             progress.say(line)

@@ -112,6 +112,11 @@ class ModelChoice:
         return self.family in EDITORS
 
     @property
+    def scripts(self) -> str:
+        """What its text encoders read: 'latin' letters, as FLUX's CLIP and T5, or nearly 'any', as Gemma and Qwen."""
+        return "any" if self.family.startswith(("Sana", "Qwen")) else "latin"
+
+    @property
     def policy(self) -> str:
         """The search of the paper that the family is of."""
         if self.family != "SanaPipeline":

@@ -37,7 +37,7 @@ class Candidate:
     verdict: Verdict | None = None
     """The first one. A policy that judges again finds the newest by `run.latest_verdict`."""
     notes: tuple[str, ...] = ()
-    """What the generator did otherwise than asked."""
+    """What the generator, or who reflected on it, did otherwise than asked."""
 
     @property
     def score(self) -> float:
@@ -259,6 +259,11 @@ class Run:
 
     def _apply_reflected(self, entry: Reflected) -> None:
         self._known(entry.candidates, len(entry.reflections))
+        if entry.notes:
+            self._known(entry.candidates, len(entry.notes))
+        for id, notes in zip(entry.candidates, entry.notes):
+            candidate = self.candidates[id]
+            self.candidates[id] = replace(candidate, notes=tuple(dict.fromkeys((*candidate.notes, *notes))))
         self._reflections.update({(id, entry.round): t for id, t in zip(entry.candidates, entry.reflections)})
         self.ledger.add("reflector", entry.cost, len(entry.candidates))
 

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from ...presets.choice import ModelChoice, find_base
 from ...presets.load import read_settings
+from ...reflectors.told import foreign
+from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
 from ..checking import one_of
 from ..clock import Stopwatch
@@ -66,6 +68,8 @@ class Editor(ABC):
     `batch_of`."""
 
     max_context = 1
+    latin = False
+    """Whether its text encoders read Latin letters alone."""
     edits = True
     """Its corrections are edits of a picture, and repeated edits drift: searches bound their depth (`EDITING`)."""
     kind: ClassVar[type[EditOptions]]
@@ -252,8 +256,13 @@ class Editor(ABC):
         return latents
 
     def _notes(self, request: Request) -> tuple[str, ...]:
-        left = self.options.told(request).left_out
-        return (f"the instruction takes {self.options.max_words} words; left out: {' '.join(left)}",) if left else ()
+        said = request.context[0].feedback if request.context else request.prompt
+        notes = []
+        if left := self.options.told(request).left_out:
+            notes.append(f"the instruction takes {self.options.max_words} words; left out: {' '.join(left)}")
+        if self.latin and foreign(said):
+            notes.append(f"the model reads Latin letters alone, and most of this is in others: {bounded(said, 100)}")
+        return tuple(notes)
 
 
 def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:

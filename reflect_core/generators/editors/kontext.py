@@ -36,6 +36,7 @@ class FluxKontext(Editor):
 
     options: KontextOptions
     kind, check, load = KontextOptions, staticmethod(check_folder), staticmethod(load_components)
+    latin = True
     scaled, unscaled = staticmethod(scaled), staticmethod(unscaled)
     free = Editor.free | {"true_cfg_scale", "max_batch"}
 
