@@ -207,9 +207,13 @@ class TestInReflectJson:
         choice = chosen(folder, base)
         assert choice.base.folder == base and not choice.settings()["base"]["own"]
 
-    def test_a_repository_is_none_of_the_folders_paths(self, base, tmp_path):
+    def test_a_repository_is_none_of_the_folders_paths(self, base, tmp_path, monkeypatch):
         folder = with_base(tmp_path / "kontext", "black-forest-labs/FLUX.1-dev")
         with pytest.raises(UserError, match="no repository of that name is in the Hugging Face cache"):
+            ModelChoice(str(folder))
+        shutil.copytree(base, tmp_path / "here" / "black-forest-labs" / "FLUX.1-dev")
+        monkeypatch.chdir(tmp_path / "here")  # nor of those where the command runs
+        with pytest.raises(UserError, match="kontext/black-forest-labs/FLUX.1-dev: is neither"):
             ModelChoice(str(folder))
         snapshot = cache(tmp_path / "hub", "black-forest-labs/FLUX.1-dev", base)
         assert ModelChoice(str(folder)).base.folder == snapshot

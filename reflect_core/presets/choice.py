@@ -268,8 +268,11 @@ def _beside(folder: Path, name: str) -> str:
     """A model's name in a folder's reflect.json: a path is relative to that folder, wherever the command runs."""
     if name in preset_names() or name in PUBLISHED or name.startswith("~"):
         return name
-    known = is_repository(name) and not (folder / name).exists() and not Path(name).exists()
-    return name if known else str((folder / name).resolve())
+    path = (folder / name).resolve()
+    if not path.exists() and is_repository(name):
+        there = cached(name, "model_index.json")
+        return name if there is None and not Path(name).exists() else str(there or path)
+    return str(path)
 
 
 def from_settings(settings: Any, model: str | None = None, lora: str | None = None, device: str | None = None,

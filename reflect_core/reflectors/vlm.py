@@ -2,8 +2,8 @@
 
 Each is asked only of pictures that were not accepted. Where the model gives no answer there is nothing to
 say, which the policies know what to do with. What it says in a script that the generator does not read is not handed
-on, and noted on the picture that it is about: FLUX's CLIP and T5 make the same sign of nearly every letter that is not
-Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing.
+on, and noted on the picture that it is about: T5, of FLUX, has one and the same sign for nearly every letter that is
+not Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing.
 """
 
 from __future__ import annotations
