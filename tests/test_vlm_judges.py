@@ -262,6 +262,33 @@ def test_what_is_not_handed_on_is_on_the_record_and_on_the_page(tmp_path, say, n
     assert ('"notes"' in (tmp_path / "run" / "run.jsonl").read_text()) == noted
 
 
+def test_a_new_prompt_that_the_model_does_not_read_leaves_the_old_one():
+    refiner = VlmRefiner(Table(lambda q: CHINESE if is_red(q) else "A dog on grass"))
+
+    def refined(refiner, prompt):
+        return refiner.refine(prompt, [prompt, prompt], [RED, BLUE], [WRONG, WRONG], ["", ""])
+
+    assert refined(refiner, "a dog") == ["a dog", "A dog on grass"]
+    assert [len(noted) for noted in refiner.notes] == [1, 0] and CHINESE in refiner.notes[0][0]
+    for other, prompt in ((refiner, CHINESE[:3]), (VlmRefiner(refiner.chat, scripts="any"), "a dog")):
+        assert refined(other, prompt) == [CHINESE, "A dog on grass"] and other.notes == [(), ()]
+
+
+@pytest.mark.parametrize("say, noted", [(True, True), (False, False)])
+def test_so_does_the_record(tmp_path, say, noted):
+    from fakes import REQUEST, FakeGenerator, FakeReflector, FakeVerifier
+
+    from reflect_core.search import ReflectionFlow, load, start
+
+    refiner = VlmRefiner(Table(lambda q: CHINESE if say else "a dog on grass"))
+    with start(REQUEST, ReflectionFlow(1, 1, 2, refine=True), FakeGenerator(), FakeVerifier(2), FakeReflector(),
+               refiner, folder=tmp_path / "run", fingerprint="x") as stepper:
+        run = stepper.run()
+    again = load(tmp_path / "run")[1]
+    assert again.candidates == run.candidates and any(c.notes for c in again.candidates) == noted
+    assert {c.request.prompt for c in again.candidates[1:]} == {REQUEST.prompt if say else "a dog on grass"}
+
+
 def test_a_judge_speaks_what_the_model_reads():
     from reflect_core.judges import find_judge
     from reflect_core.presets.choice import ModelChoice

@@ -121,7 +121,7 @@ class LanguageJudge(Judge):
         from ..reflectors import SilentReflector
         from ..reflectors.vlm import EditsReflector, ReleasedReflector, SentenceReflector, TunedReflector
 
-        scripts = self.ask.scripts or ("any" if self.ask.reflect == "sentence" else "latin")
+        scripts = self._scripts
         makers = {"none": SilentReflector, "released": ReleasedReflector,
                   "sentence": lambda: SentenceReflector(self.chat, scripts),
                   "edits": lambda: EditsReflector(self.chat, self.ask.edits, scripts),
@@ -131,7 +131,12 @@ class LanguageJudge(Judge):
     def _refiner(self):
         from ..refiners.vlm import VlmRefiner
 
-        return VlmRefiner(self.chat) if self.ask.refine else None
+        return VlmRefiner(self.chat, self._scripts) if self.ask.refine else None
+
+    @property
+    def _scripts(self) -> str:
+        """What the generator reads. Reflect-DiT's reads much."""
+        return self.ask.scripts or ("any" if self.ask.reflect == "sentence" else "latin")
 
 
 def _compiled(recorded: Any) -> dict[str, list[list[str]]]:

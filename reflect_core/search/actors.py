@@ -31,7 +31,7 @@ class Actors:
     Where an actor has `spent`, a `Cost` that grows with each call, that is what its calls cost;
     otherwise a verifier counts one judge call for each picture, the others none. Where it has `asked`, a list
     of `Exchange` that grows with each question to a language model, those go on record and out of the list. Where a
-    reflector has `notes`, texts on each candidate of its last call, those do, too.
+    reflector or refiner has `notes`, texts on each candidate of its last call, those do, too.
     """
 
     def __init__(self, generator: Generator, verifier: Verifier, reflector: Reflector | None = None,

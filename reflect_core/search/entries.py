@@ -87,6 +87,8 @@ class Refined:
     cost: Cost = Cost()
     overhead: float = 0.0
     asked: tuple[Exchange, ...] = ()
+    notes: tuple[tuple[str, ...], ...] = ()
+    """As of `Reflected`."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,9 @@ class Stepper:
         texts, cost = self._call("refiner", len(ids), lambda actor: actor.refine(
             run.prompt, currents, pictures, verdicts, reflections))
         texts = as_texts("refiner", texts)
-        self._append(Refined(action.round, ids, texts, cost, asked=self._actors.asked("refiner")), "refiner")
+        notes = self._actors.notes("refiner", len(ids))
+        self._append(Refined(action.round, ids, texts, cost, asked=self._actors.asked("refiner"), notes=notes),
+                     "refiner")
         for id, text in zip(ids, texts):
             self._emit("refined", action.round, candidate=id, text=text)
 
