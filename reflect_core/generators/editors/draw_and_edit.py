@@ -37,8 +37,7 @@ class DrawAndEdit:
                     encoder_device: str | torch.device | None) -> Generator:
         """The drawing model, in an editor's dtype and place. UserError, that says that it is about the base."""
         base.device, base.dtype = str(device), str(dtype).removeprefix("torch.")
-        # SANA's text encoder has no place of its own.
-        extra = {} if encoder_device is None or base.family == "SanaPipeline" else {"encoder_device": encoder_device}
+        extra = {} if encoder_device is None else {"encoder_device": encoder_device}
         try:
             return base.load(**extra)
         except UserError as error:
