@@ -31,22 +31,24 @@ from ...presets.load import read_settings
 from ...reflectors.told import foreign
 from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
-from ..checking import one_of
+from ..checking import OFFLOADS, one_of, options_of
 from ..clock import Stopwatch
 from ..flux_corrector.decoding import Decoder
 from ..flux_corrector.latents import request_noise, schedule
 from ..kept import Kept
 from ..memory import enough_memory
-from ..offload import HOME, OFFLOADS, Offload
+from ..offload import HOME, Offload
 from ..places import Places
 from ..requests import check_request
 from ..rgb import as_rgb
 from .draw_and_edit import DrawAndEdit
-from .options import EditOptions, checked
+from .options import EditOptions
 
 CURES = ("offload=component or offload=layers, encoder_device='cpu' for the text encoders, a smaller size, max_batch=1 "
          "where the editor has it, or dtype=torch.bfloat16")
 
+LOADING = ("base", "encoder_device", "offload")
+"""What can be said where an editor is loaded, besides its options."""
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
 
@@ -126,7 +128,7 @@ class Editor(ABC):
                             "without --lora, or FLUX.1-dev's folder with it")
         defaults, settings = read_settings(path)
         own_base = settings.pop("base", None)
-        options = checked(cls.kind, path, options, settings, changes)
+        options = options_of(cls.kind, "this editor", path, options, settings, changes, LOADING)
         cls.check(path)
         one_of("offload", offload, OFFLOADS)
         chosen = find_base(Path(path), base, own_base)
