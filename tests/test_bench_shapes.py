@@ -16,9 +16,11 @@ from reflect_core.bench.log import UNITS, UnitLog, code_state
 from reflect_core.bench.plot import lines_by_family, write_plot
 from reflect_core.bench.shapes import UNSEEN, Settings, choose_prompts, run_benchmark
 from reflect_core.bench.table import markdown, report
+from reflect_core.presets.load import EDITORS, FAMILIES
 from reflect_core.refiners import ShapesRefiner
 from reflect_core.reflectors import ShapesReflector
 from reflect_core.search import BestOfN, start
+from reflect_core.search.registry import policy_for
 from reflect_core.shapes.sample import TASKS
 from reflect_core.shapes.scene import Obj
 from reflect_core.types import Pair, Request, UserError
@@ -55,6 +57,17 @@ def test_runs_in_lock_step_are_the_runs_alone():
     # What is shared was drawn once.
     assert sum(inner.batches) == shared.pictures_drawn < sum(alone_generator.batches) / 2
     assert max(inner.batches) > 20
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_compared_as_it_is_searched(family):
+    """Above all an editor, the depth of whose pictures is bounded wherever it draws."""
+    edits, own = family in EDITORS, "reflect_dit" if family == "SanaPipeline" else "reflection_flow"
+    rows = [e for e in choose_entrants(family) if e.policy.name == own and not e.is_ablation]
+    assert [e.policy for e in rows] == [policy_for(own, n, edits=edits) for n in (4, 8, 20)]
+    assert all(getattr(e.policy, "max_depth", None) == (3 if edits else None) for e in rows)
+    assert [e.name for e in choose_entrants(family, corrects=False)] == ["one picture", *(
+        f"best of {n}" for n in (4, 8, 20, 64)), *(["noise + prompt 20"] if own == "reflection_flow" else [])]
 
 
 def test_a_shared_generator_draws_nothing_by_itself():

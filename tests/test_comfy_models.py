@@ -27,6 +27,9 @@ def engine(tmp_path_factory):
         "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}})
     write_tiny_kontext(base / "models" / "diffusers" / "editor", settings={
         "defaults": {"width": 64, "height": 64, "steps": 2}, "options": {"max_sequence_length": 12}})
+    write_tiny_kontext(base / "models" / "diffusers" / "editor-and-base", settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2},
+        "options": {"max_sequence_length": 12, "base": "../../reflect/mine"}})
     flux = write_base(base / "flux", real_words=True)
     for part, file in write_files(flux, base / "files").items():
         kind = {"transformer": "diffusion_models", "vae": "vae"}.get(part, "text_encoders")
@@ -109,6 +112,17 @@ def test_an_editor_is_one_widget_apart(engine):
     assert one.error is None, one.error
     missing = engine.run(loop({"model.model": "kontext"}))
     assert "black-forest-labs/FLUX.1-Kontext-dev (34 GB" in missing.error["exception_message"]
+
+
+def test_an_editors_reflect_json_names_a_model_for_the_first_pictures(engine):
+    drawn = {}
+    for model in ("mine", "editor", "editor-and-base"):
+        done = engine.run(loop({"sample.candidates": 1, "sample.steps": 2, "sample.guidance": 3.5, "model.model": model,
+                                "controller.rounds": 2}))
+        assert done.error is None, done.error
+        drawn[model] = [np.asarray(engine.picture(p)).tobytes() for p in done.outputs["all"]["images"]]
+    first, second = drawn["editor-and-base"]
+    assert first == drawn["mine"][0] != drawn["editor"][0] and second not in (drawn["mine"][1], drawn["editor"][1])
 
 
 def test_a_damaged_model_is_told_and_the_queue_goes_on(engine):

@@ -1,5 +1,6 @@
 """FLUX.1 Kontext on a tiny folder: FluxKontextPipeline's pictures, batches, texts, costs, and what is refused."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -143,6 +144,31 @@ def test_every_part_is_asked_for_before_it_is_used(folder, editor):
     assert after[0].picture.tobytes() == before[0].picture.tobytes()
 
 
+def test_each_part_has_one_turn_however_many_batches(folder):
+    """Whoever moves tens of gigabytes for it moves them once."""
+    fresh, asked = FluxKontext.from_folder(folder, max_batch=1), []
+    fresh.places.manager = lambda name, pixels: asked.append(name) or "cpu"
+    steps = []
+    requests = [plain(1), edit(2, 1, "add it"), edit(3, 2, "move it", steps=2)]
+    drawn = fresh.draw(requests, lambda at: steps.append(at.step))
+    assert [name for name, before in zip(asked, [None, *asked]) if name != before] == [
+        "text_encoder", "text_encoder_2", "vae", "transformer", "vae"]
+    assert steps == [1, 2, 3, 1, 2, 3, 1, 2] and [d.cost.denoiser_evaluations for d in drawn] == [3, 3, 2]
+    assert [d.cost.text_encoder_calls for d in drawn] == [2, 2, 2] and all(d.cost.seconds > 0 for d in drawn)
+
+
+def test_a_photograph_on_its_side_is_seen_upright(editor):
+    lying = noise_picture(1, 48, 32)
+    data = io.BytesIO()
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn clockwise
+    lying.save(data, "PNG", exif=exif)
+    tagged, upright = Image.open(data), lying.transpose(Image.Transpose.ROTATE_270)
+    both = [replace(plain(1, width=32, height=48), context=(Pair("add it", picture=one),)) for one in (tagged, upright)]
+    assert editor._size(tagged, both[0]) == (32, 48)
+    assert torch.equal(*editor.draw_latents(both[:1]), *editor.draw_latents(both[1:]))
+
+
 def test_a_callback_sees_each_step_and_may_cancel(editor):
     seen = []
     drawn = editor.draw([edit(1), edit(2)], lambda at: seen.append((at.step, at.steps, at.preview())))
@@ -163,6 +189,14 @@ def test_what_was_left_out_is_noted(folder):
     short = FluxKontext.from_folder(folder, max_words=3)
     notes = [d.notes for d in short.draw([edit(0, feedback="add a star\nmove it"), edit(0)])]
     assert notes == [("the instruction takes 3 words; left out: Move it.",), ()]
+
+
+def test_words_that_clip_and_t5_do_not_read_are_noted(editor):
+    """A person may say them, or a judge of another program."""
+    requests = [edit(0, feedback="\u628a\u5706\u5f62\u6539\u6210\u7ea2\u8272"), edit(0, feedback="\u00e9tends le ciel"),
+                plain(prompt="\u043a\u0440\u0443\u0433")]
+    notes = [one.notes for one in editor.draw(requests)]
+    assert [len(n) for n in notes] == [1, 0, 1] and "Latin letters alone" in notes[0][0] and "\u628a" in notes[0][0]
 
 
 def test_other_options_share_the_weights(editor):
@@ -199,6 +233,8 @@ def test_requests_that_cannot_be_drawn(editor):
         editor.draw([plain(width=30)])
     with pytest.raises(UserError, match="no picture"):
         editor.draw([plain(context=(Pair("add"),))])
+    with pytest.raises(UserError, match="guidance is -1; expected a number of 0 or more; try 2.5, which this"):
+        editor.draw_latents([plain(guidance=-1)])
     assert editor.draw([]) == []
 
 

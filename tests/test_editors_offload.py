@@ -32,7 +32,8 @@ def folders(tmp_path_factory):
 def drawn(generator):
     plain = Request("a red circle", 3, 32, 32, 2, 2.5)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    requests = [plain, replace(plain, context=(Pair("add a star", picture=picture),))]
+    edit = replace(plain, context=(Pair("add a star", picture=picture),))
+    requests = [plain, edit, replace(edit, seed=4, steps=3), replace(plain, seed=5)]
     return np.stack([np.asarray(one.picture) for one in generator.draw(requests)]).astype(int)
 
 
@@ -48,8 +49,9 @@ def test_pictures_are_the_same(folders, kind, base, offload):
     parted.places.manager = lambda name, pixels=0: asked.append(name) or manager(name, pixels)
     assert np.array_equal(drawn(aligned(whole)), drawn(parted))
     turns = [name for name, before in zip(asked, [None, *asked]) if name != before]
-    assert turns.count("transformer") <= 2 and turns.count("text_encoder") <= 2, turns
-    assert not base or any(name.startswith("base:") for name in turns)
+    for part in ("transformer", "text_encoder", *(["base:transformer", "base:text_encoder"] if base else [])):
+        assert turns.count(part) == 1, turns
+    assert turns.count("vae") == 2 and turns.count("base:vae") == int(base), "flawed pictures, and what was drawn"
 
 
 def test_a_way_that_there_is_not(folders):

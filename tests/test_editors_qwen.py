@@ -137,7 +137,7 @@ def test_the_published_size_of_what_is_seen(editors, monkeypatch):
     editor.places.manager = lambda name, pixels: shown.update({name: pixels}) or "cpu"
     try:
         with torch.no_grad():
-            ready = editor.ready([edit(0, 9, guidance=1.0)])
+            (ready,) = editor.ready([[edit(0, 9, guidance=1.0)]])
     finally:
         editor.places.manager = None
         editor.seen.values.clear()
@@ -199,7 +199,7 @@ def test_costs_and_order_of_parts(folders, small):
     fresh.places.manager = lambda name, pixels: asked.append(name) or "cpu"
     drawn = fresh.draw([edit(0), edit(1)])
     assert [d.cost.text_encoder_calls for d in drawn] == [2, 0] and all(d.cost.seconds > 0 for d in drawn)
-    assert asked == ["text_encoder", "text_encoder", "vae", "transformer", "vae", "transformer", "vae"]
+    assert asked == ["text_encoder", "text_encoder", "vae", "transformer", "transformer", "vae", "vae"]
 
 
 def test_a_callback_sees_each_step_and_may_cancel(editors, small, monkeypatch):

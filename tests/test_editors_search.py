@@ -149,6 +149,11 @@ class TestDrawAndEdit:
         assert set(asked) <= both.parts.keys() and both.drawer.places.manager is None
         assert both.parts["base:vae"] is both.drawer.vae and both.parts["vae"] is both.editor.vae
 
+    def test_a_size_that_only_one_can_draw_is_told_before_the_first_step(self, both, monkeypatch):
+        monkeypatch.setattr(both.editor, "patch", 24)
+        with pytest.raises(UserError, match="width is 64; expected a multiple of 24 pixels; try 72"):
+            both.draw(self.requests(both)[1:2], lambda at: pytest.fail("it drew what cannot be edited"))
+
     def test_options_are_the_editors(self, both):
         other = both.with_options(keep=False)
         assert other.drawer is both.drawer and other.editor.options.keep is False

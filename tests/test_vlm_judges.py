@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reflect_core.refiners.vlm import VlmRefiner
+from reflect_core.reflectors import SpokenReflector
 from reflect_core.reflectors.told import edits, lines, sentence
 from reflect_core.reflectors.vlm import EditsReflector, ReleasedReflector, SentenceReflector, TunedReflector
 from reflect_core.text import bounded
@@ -218,10 +219,97 @@ def test_reflectors_ask_only_of_what_is_wrong(kind):
     assert reflector.asked[1].error == "HTTP 500"
 
 
-def test_a_reply_in_another_language_is_not_handed_on():
-    chat = Table(lambda q: "\u6ca1\u6709\u72d7\uff0c\u8bf7\u6dfb\u52a0" if is_red(q) else "Ajoutez un chien à droite")
-    said = SentenceReflector(chat).reflect("a dog", [RED, BLUE], [WRONG, WRONG])
-    assert said == ["", "Ajoutez un chien à droite"]
+CHINESE = "\u6ca1\u6709\u72d7\uff0c\u8bf7\u6dfb\u52a0"
+
+
+@pytest.mark.parametrize("kind", [SentenceReflector, EditsReflector, TunedReflector])
+def test_a_reply_in_a_script_that_the_model_does_not_read_is_marked(kind):
+    """French is handed on. Of two languages the one that is read is."""
+    chat = Table(lambda q: CHINESE if is_red(q) else "Ajoutez un chien \u00e0 droite")
+    reflector = kind(chat)
+    assert reflector.reflect("a dog", [RED, BLUE], [WRONG, WRONG]) == ["", "Ajoutez un chien \u00e0 droite"]
+    assert reflector.notes == [("the model reads Latin letters alone; of what was said, left out: " + CHINESE,), ()]
+    reads = kind(chat, scripts="any")
+    assert reads.reflect("a dog", [RED], [WRONG]) == [CHINESE] and reads.notes == [()]
+    both = kind(Table(lambda q: f"{CHINESE}\n1. Add a dog"))
+    assert both.reflect("a dog", [RED], [WRONG]) == ["Add a dog"] and CHINESE in both.notes[0][0]
+    both.chat = Table(lambda q: Answer(error="HTTP 500"))
+    assert both.reflect("a dog", [RED], [WRONG]) == [""] and both.notes == [()], "notes are of the last call"
+
+
+@pytest.mark.parametrize("say, noted", [(None, True), ("add", True), ("replace", False)])
+def test_what_is_not_handed_on_is_on_the_record_and_on_the_page(tmp_path, say, noted):
+    from fakes import REQUEST, FakeGenerator, FakeVerifier
+
+    from reflect_core.report import html_page
+    from reflect_core.search import ReflectionFlow, load, start
+
+    inner = EditsReflector(Table(lambda q: CHINESE))
+    inner.reflect("a dog", [RED], [WRONG])  # for nobody's record
+    reflector = inner if say is None else SpokenReflector(inner, "add a dog", say)
+    heard = []
+    with start(REQUEST, ReflectionFlow(1, 1, 2, silent="correct"), FakeGenerator(), FakeVerifier(2), reflector,
+               folder=tmp_path / "run", fingerprint="x",
+               on_event=lambda event: heard.append(event.text) if event.kind == "reflected" else None) as stepper:
+        run = stepper.run()
+    header, again = load(tmp_path / "run")
+    assert again.candidates == run.candidates and len(run.candidates) == 3
+    notes = [note for c in again.candidates for note in c.notes]
+    assert all(CHINESE in note for note in notes) and bool(notes) == noted
+    assert len(notes) == len(set(id(c) for c in again.candidates if c.notes)), "each once, however often it was said"
+    assert (CHINESE in html_page(again, header=header, chosen=None)) == noted
+    assert any(CHINESE in text for text in heard) == (say is None), "and told meanwhile"
+    assert ('"notes"' in (tmp_path / "run" / "run.jsonl").read_text()) == noted
+
+
+def test_a_new_prompt_that_the_model_does_not_read_leaves_the_old_one():
+    refiner = VlmRefiner(Table(lambda q: CHINESE if is_red(q) else "A dog on grass"))
+
+    def refined(refiner, prompt):
+        return refiner.refine(prompt, [prompt, prompt], [RED, BLUE], [WRONG, WRONG], ["", ""])
+
+    assert refined(refiner, "a dog") == ["a dog", "A dog on grass"]
+    assert [len(noted) for noted in refiner.notes] == [1, 0] and CHINESE in refiner.notes[0][0]
+    for other, prompt in ((refiner, CHINESE[:3]), (VlmRefiner(refiner.chat, scripts="any"), "a dog")):
+        assert refined(other, prompt) == [CHINESE, "A dog on grass"] and other.notes == [(), ()]
+
+
+@pytest.mark.parametrize("say, noted", [(True, True), (False, False)])
+def test_so_does_the_record(tmp_path, say, noted):
+    from fakes import REQUEST, FakeGenerator, FakeReflector, FakeVerifier
+
+    from reflect_core.search import ReflectionFlow, load, start
+
+    refiner = VlmRefiner(Table(lambda q: CHINESE if say else "a dog on grass"))
+    with start(REQUEST, ReflectionFlow(1, 1, 2, refine=True), FakeGenerator(), FakeVerifier(2), FakeReflector(),
+               refiner, folder=tmp_path / "run", fingerprint="x") as stepper:
+        run = stepper.run()
+    again = load(tmp_path / "run")[1]
+    assert again.candidates == run.candidates and any(c.notes for c in again.candidates) == noted
+    assert {c.request.prompt for c in again.candidates[1:]} == {REQUEST.prompt if say else "a dog on grass"}
+
+
+def test_a_judge_speaks_what_the_model_reads():
+    from reflect_core.judges import find_judge
+    from reflect_core.presets.choice import ModelChoice
+
+    def judge(**options):
+        made = find_judge("server", {"url": "http://127.0.0.1:1/v1", **options})
+        made._chat = Table(lambda q: CHINESE)
+        return made
+
+    assert [ModelChoice(name).scripts for name in ("shapes-flux", "shapes-sana")] == ["latin", "any"]
+    for policy, scripts, said, handed_on in (
+            ("reflection_flow", "latin", {}, False), ("reflection_flow", "any", {}, True),
+            ("reflect_dit", "any", {}, True), (None, None, {"reflect": "sentence"}, True), (None, None, {}, False),
+            ("reflection_flow", "latin", {"scripts": "any"}, True)):
+        one = judge(**said)
+        if policy is not None:
+            one.suit(policy, scripts)
+            assert find_judge(one.settings("a dog")).ask.scripts == said.get("scripts", scripts), "as on the record"
+        assert one.actors().reflector.reflect("a dog", [RED], [WRONG]) == [CHINESE if handed_on else ""]
+    with pytest.raises(UserError, match="option scripts is 'chinese'; expected 'latin' or 'any'"):
+        judge(scripts="chinese")
 
 
 def test_a_reflector_hears_what_failed():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..presets.load import EDITORS
 from ..search import BestOfN, NoisePromptScaling, Policy, ReflectDiTSearch, ReflectionFlow
+from ..search.registry import policy_for
 from ..types import UserError
 
 
@@ -40,11 +42,15 @@ def _ablation(what: str, context: int = 3, **changes) -> Entrant:
     return Entrant(f"{REFLECT_DIT} {MOST}, {what}", ABLATION, ReflectDiTSearch(MOST, context), **changes)
 
 
-FLUX = (
-    *_best_of(4, 8, MOST, 64),
-    Entrant(f"noise + prompt {MOST}", NOISE_PROMPT, NoisePromptScaling.for_budget(MOST)),
-    *(Entrant(f"{REFLECTION} {n}", REFLECTION, ReflectionFlow.for_budget(n)) for n in (4, 8, MOST)),
-)
+def _reflection_flow(edits: bool) -> tuple[Entrant, ...]:
+    """`edits`: of editors, the depth of whose pictures is bounded, as in `reflect run`."""
+    return (*_best_of(4, 8, MOST, 64),
+            Entrant(f"noise + prompt {MOST}", NOISE_PROMPT, NoisePromptScaling.for_budget(MOST)),
+            *(Entrant(f"{REFLECTION} {n}", REFLECTION, policy_for(ReflectionFlow.name, n, edits=edits))
+              for n in (4, 8, MOST)))
+
+
+FLUX, EDITS = _reflection_flow(edits=False), _reflection_flow(edits=True)
 SANA = (
     *_best_of(4, 8, MOST, 64),
     *(Entrant(f"{REFLECT_DIT} {n}", REFLECT_DIT, ReflectDiTSearch.for_budget(n)) for n in (4, 8, MOST)),
@@ -53,7 +59,7 @@ SANA = (
 )
 """Each draws at most so many pictures and stops at the first accepted one. Reflect-DiT sees three of them (K = 3)
 where nothing else is said."""
-ENTRANTS = {"FluxPipeline": FLUX, "SanaPipeline": SANA}
+ENTRANTS = {**dict.fromkeys(EDITORS, EDITS), "FluxPipeline": FLUX, "SanaPipeline": SANA}
 """By a model's family, as its index names it."""
 NAMES = tuple(dict.fromkeys(e.name for entrants in ENTRANTS.values() for e in entrants))
 

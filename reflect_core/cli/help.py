@@ -96,7 +96,8 @@ EDIT_OPTIONS = {
               "nothing to change",
     "keep": "false does not say that everything else should stay as it is",
     "max_words": "words of an instruction (120)",
-    "base": "another model, by its name or folder, that draws the pictures without a flawed one, e.g. FLUX.1-dev",
+    "base": "another model for the pictures without a flawed one, by any name that --model takes, e.g. flux-corrector "
+            "(of which FLUX.1-dev alone is needed); its parts as --part base:vae=PATH; 'none': not reflect.json's",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with Kontext, 17 GB with Qwen",
     "offload": "'component' or 'layers', as of FLUX models",
     "max_batch": "pictures drawn at once, of Kontext (4); Qwen draws one at a time",
@@ -122,6 +123,8 @@ JUDGE_OPTIONS = {
                "ReflectionFlow's Reflection-Generator, 'released' or 'none'",
     "edits": "for 'edits': how many at most (3)",
     "reflect_wording": "for 'tuned': the question, with {prompt} in it",
+    "scripts": "what the model reads: a reflection in letters that are not Latin is handed on with 'any' (SANA, "
+               "Qwen-Image-Edit), and with 'latin' (FLUX) left out and noted",
     "refine": "false: it rewrites no prompts",
 }
 

@@ -56,10 +56,10 @@ class Judges:
         for judge in self.by_role.values():
             judge.check(request)
 
-    def suit(self, policy: str) -> None:
+    def suit(self, policy: str, scripts: str | None = None) -> None:
         """Have it speak as the model learned it, where nobody said how."""
         for judge in self.by_role.values():
-            judge.suit(policy)
+            judge.suit(policy, scripts)
 
     def prepare(self, prompt: str) -> list[str]:
         """What the user should know of them, a line each. UserError where one cannot work."""

@@ -39,6 +39,8 @@ def replay(args: argparse.Namespace) -> int:
     header, run = search.load(folder)
     choice = moved_choice(args, header.settings.get("model"))
     with Progress(args.quiet) as progress:
+        if wrong := choice.base_differs(header.settings.get("model")):
+            progress.say(wrong)
         progress.say(f"loading {choice.name}")
         with leave_at_once():
             generator = choice.load()

@@ -257,7 +257,8 @@ def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: s
 def _parts(group, roots: bool = True) -> None:
     group.add_argument("--part", action="append", default=[], metavar="NAME=PATH", dest="parts", help="a component "
                        "from elsewhere, a folder or a single file: transformer, vae, text_encoder, text_encoder_2, "
-                       "tokenizer, tokenizer_2, scheduler, or image_encoder of Reflect-DiT; may be repeated")
+                       "tokenizer, tokenizer_2, scheduler, or image_encoder of Reflect-DiT; of an editor's base "
+                       "base:vae and so on; may be repeated")
     if not roots:  # `bench shapes` has a --models of its own
         return
     group.add_argument("--models", action="append", metavar="FOLDER", dest="roots", help="where a published model is "
@@ -271,6 +272,9 @@ def _moved_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", metavar="FILE or FOLDER", help="where the corrector's weights are now (default: "
                         "where they were)")
     parser.add_argument("--device", help="another device than on the record")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", dest="options",
+                        help="base=MODEL: where the model is now that draws the first pictures for an editor; "
+                        "offload=WAY: another way to keep the weights")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.size is not None or choice.defaults.keys() >= {"width", "height"}:
         judge.check(request)
 
-    judge.suit(choice.policy)
+    judge.suit(choice.policy, choice.scripts)
     with Progress(args.quiet) as progress:
         for line in judge.prepare(args.prompt):
             progress.say(line)
@@ -81,6 +81,8 @@ def resume(args: argparse.Namespace) -> int:
         # It has come to its end: nothing to draw, so no model to wait for.
         return _tell(describe(folder, folder), args.json)
     choice = moved_choice(args, header.settings.get("model"))
+    if wrong := choice.base_differs(header.settings.get("model")):
+        raise UserError(f"{wrong}; try --option base=MODEL with where it is now, or start a new run")
     judge = Judges.recorded(header.settings, args)
     with Progress(args.quiet) as progress:
         for line in judge.prepare(header.request.prompt):

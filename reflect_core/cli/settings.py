@@ -59,7 +59,8 @@ def make_choice(args: argparse.Namespace, options: dict[str, Any]) -> ModelChoic
 
 def moved_choice(args: argparse.Namespace, settings: Any) -> ModelChoice:
     """The model of a record, or where the arguments say that it is now."""
-    return from_settings(settings, args.model, args.lora, args.device, named_paths(args.parts), find_roots(args.roots))
+    return from_settings(settings, args.model, args.lora, args.device, named_paths(args.parts), find_roots(args.roots),
+                         named_values(args.options, "--option"))
 
 
 def make_budget(args: argparse.Namespace) -> Budget:
@@ -87,8 +88,8 @@ def make_request(args: argparse.Namespace, defaults: dict[str, Any]) -> Request:
     request = Request(args.prompt, args.seed, **values)
     for name, most in (("steps", MOST_STEPS), ("width", MOST_PIXELS), ("height", MOST_PIXELS)):
         if getattr(request, name) > most:
-            raise UserError(f"{name} is {getattr(request, name)}; expected {most:,} at most; FLUX.1-dev is meant for "
-                            "28 steps and 1024 pixels a side")
+            raise UserError(f"{name} is {getattr(request, name)}; expected {most:,} at most; try without "
+                            f"{'--steps' if name == 'steps' else '--size'}, for what the model has by default")
     return request
 
 

@@ -8,12 +8,13 @@ from ..types import Request, UserError
 from .checking import is_number, is_whole
 
 
-def check_request(request: Request, patch: int, max_context: int) -> None:
+def check_request(request: Request, patch: int, max_context: int, guidance: float) -> None:
     """Raise UserError for a request that cannot be drawn.
 
     Args:
         patch: pixels to one token along a side; width and height are multiples of it.
         max_context: pairs that the model sees at most: 0 plain, 1 ReflectionFlow, 3 Reflect-DiT.
+        guidance: what the model has by default.
     """
     _check_text("prompt", request.prompt)
     if request.original_prompt is not None:
@@ -28,7 +29,8 @@ def check_request(request: Request, patch: int, max_context: int) -> None:
     if not is_whole(request.steps) or request.steps < 1:
         raise UserError(f"steps is {request.steps!r}; expected a whole number of 1 or more")
     if not is_number(request.guidance) or request.guidance < 0:
-        raise UserError(f"guidance is {request.guidance!r}; expected a number of 0 or more; FLUX.1-dev has 3.5")
+        raise UserError(f"guidance is {request.guidance!r}; expected a number of 0 or more; try {guidance:g}, "
+                        "which this model has by default")
     if not is_whole(request.seed) or not 0 <= request.seed < 2**64:
         raise UserError(f"seed is {request.seed!r}; expected a whole number from 0 to 2**64 - 1")
     _check_context(request, max_context)

@@ -30,8 +30,9 @@ class Judge:
         """UserError if it cannot judge pictures of this request. As cheap."""
         self.check_prompt(request.prompt)
 
-    def suit(self, policy: str) -> None:
-        """Speak as the model of that policy's paper learned it, where nobody has said how."""
+    def suit(self, policy: str, scripts: str | None = None) -> None:
+        """Speak as the model of that policy's paper learned it, in `scripts` that it reads ('latin' or 'any'), where
+        nobody has said how."""
 
     def connect(self, judges: bool = True) -> list[str]:
         """Load it, or call on its server, and look whether it works; once. Returns what the user should know of it, a

@@ -62,7 +62,10 @@ class LanguageJudge(Judge):
         found = {"found": self.found} if self.found else {}
         return {"name": self.name, "options": {**self.given, **({"compiled": compiled} if compiled else {}), **found}}
 
-    def suit(self, policy: str) -> None:
+    def suit(self, policy: str, scripts: str | None = None) -> None:
+        if "scripts" not in self.given and scripts is not None:
+            self.given["scripts"] = scripts
+            self.ask = replace(self.ask, scripts=scripts)
         if "reflect" not in self.given:
             self.given["reflect"] = "released" if self.ask.ask == "released" else \
                 "sentence" if policy == "reflect_dit" else "edits"
@@ -118,16 +121,22 @@ class LanguageJudge(Judge):
         from ..reflectors import SilentReflector
         from ..reflectors.vlm import EditsReflector, ReleasedReflector, SentenceReflector, TunedReflector
 
+        scripts = self._scripts
         makers = {"none": SilentReflector, "released": ReleasedReflector,
-                  "sentence": lambda: SentenceReflector(self.chat),
-                  "edits": lambda: EditsReflector(self.chat, self.ask.edits),
-                  "tuned": lambda: TunedReflector(self.chat, self.ask.reflect_wording)}
+                  "sentence": lambda: SentenceReflector(self.chat, scripts),
+                  "edits": lambda: EditsReflector(self.chat, self.ask.edits, scripts),
+                  "tuned": lambda: TunedReflector(self.chat, self.ask.reflect_wording, scripts)}
         return makers[self.ask.reflect]()
 
     def _refiner(self):
         from ..refiners.vlm import VlmRefiner
 
-        return VlmRefiner(self.chat) if self.ask.refine else None
+        return VlmRefiner(self.chat, self._scripts) if self.ask.refine else None
+
+    @property
+    def _scripts(self) -> str:
+        """What the generator reads. Reflect-DiT's reads much."""
+        return self.ask.scripts or ("any" if self.ask.reflect == "sentence" else "latin")
 
 
 def _compiled(recorded: Any) -> dict[str, list[list[str]]]:

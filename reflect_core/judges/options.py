@@ -13,6 +13,7 @@ from ..verifiers.rubric import TAGS
 ASK = ("checks", "match", "rubric", "released")
 REFLECT = ("edits", "sentence", "tuned", "released", "none")
 MEANS = ("arithmetic", "geometric")
+SCRIPTS = ("latin", "any")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class AskOptions:
     """For 'edits': how many at most."""
     reflect_wording: str = "{prompt}"
     """For 'tuned': the question, with {prompt} in it."""
+    scripts: str | None = None
+    """What the generator reads, 'latin' or 'any': a reflection in another script is not handed on, and that is noted
+    on its picture. None: as the model is known to read, and 'any' for 'sentence', which is Reflect-DiT's."""
     refine: bool = True
     """It rewrites prompts, where the policy wants that."""
 
@@ -49,6 +53,8 @@ class AskOptions:
         one_of("ask", self.ask, ASK)
         one_of("reflect", self.reflect, REFLECT)
         one_of("mean", self.mean, MEANS)
+        if self.scripts is not None:
+            one_of("scripts", self.scripts, SCRIPTS)
         one_of("tag", self.tag, TAGS)
         if self.threshold is not None and (not is_number(self.threshold) or not 0 <= self.threshold <= 1):
             raise UserError(f"option threshold is {self.threshold!r}; expected a number from 0 to 1")

@@ -24,9 +24,9 @@ class Several(Judge):
         for judge in self.members.values():
             judge.check(request)
 
-    def suit(self, policy: str) -> None:
+    def suit(self, policy: str, scripts: str | None = None) -> None:
         for judge in self.members.values():
-            judge.suit(policy)
+            judge.suit(policy, scripts)
 
     def connect(self, judges: bool = True) -> list[str]:
         return [line for judge in self.members.values() for line in judge.connect(judges)]

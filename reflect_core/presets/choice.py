@@ -12,7 +12,7 @@ from ..generators.checking import DTYPES, check_device
 from ..model_files import INDEX, read_json
 from ..types import Generator, UserError
 from .load import EDITORS, family_of, load_generator, preset_names, read_settings
-from .locate import cached, locate
+from .locate import cached, is_repository, locate
 from .published import PUBLISHED
 from .roots import Roots, find_roots
 
@@ -26,6 +26,12 @@ KINDS = (".safetensors", ".json", ".txt", ".model")
 IN_PARTS = ("FluxPipeline", "SanaPipeline")
 """Families whose components may lie apart from each other."""
 BLOCK, BLOCKS = 64 << 10, 256
+BASE = "base:"
+"""Before the names of the parts of an editor's other model, which draws the first pictures."""
+NONE = "none"
+"""As an option `base`: without the one that the editor's own reflect.json names."""
+MOVABLE = ("base", "offload")
+"""Options that a run may go on with another value of: where something is now, and how it is kept."""
 
 
 class ModelChoice:
@@ -33,18 +39,26 @@ class ModelChoice:
 
     def __init__(self, name: str, lora: str | None = None, device: str = "auto", dtype: str = "auto",
                  options: dict[str, Any] | None = None, parts: Mapping[str, str] | None = None,
-                 roots: Roots | None = None) -> None:
-        """`parts`: components that come from elsewhere, by name, each a folder or a file; `roots`: where to look for a
-        published set, None: where the environment says."""
+                 roots: Roots | None = None, corrects: bool = True) -> None:
+        """
+        Args:
+            parts: components that come from elsewhere, by name, each a folder or a file; those of an editor's other
+                model with `base:` before the name.
+            roots: where to look for a published set; None: where the environment says.
+            corrects: False for a model that only draws, so that nobody looks for a corrector's weights.
+        """
         self.name = name
+        roots = find_roots(None) if roots is None else roots
         self.lora = None if lora is None else Path(lora)
         if self.lora is not None and not self.lora.exists():
             raise UserError(f"{lora}: no such file; expected a corrector's LoRA; try to check the path")
-        found = locate(name, find_roots(None) if roots is None else roots, self.lora)
+        found = locate(name, roots, self.lora, corrects)
         self.folder = found.path
         """In diffusers layout, or the file that a model's transformer is in."""
         self.lora = found.lora if self.lora is None else self.lora
-        self.parts = found.parts | {part: Path(path).expanduser() for part, path in (parts or {}).items()}
+        own = {part: path for part, path in (parts or {}).items() if not part.startswith(BASE)}
+        others = {part.removeprefix(BASE): path for part, path in (parts or {}).items() if part.startswith(BASE)}
+        self.parts = found.parts | {part: Path(path).expanduser() for part, path in own.items()}
         for part, path in self.parts.items():
             if path.exists():
                 continue
@@ -57,12 +71,21 @@ class ModelChoice:
         for name in self.options:
             if name in ELSEWHERE:
                 raise UserError(f"--option {name} is no option of a model; try {ELSEWHERE[name]}")
-        if isinstance(base := self.options.get("base"), str) and Path(base).expanduser().is_dir():
-            self.options["base"] = str(Path(base).expanduser().absolute())  # a resume may be elsewhere
         self.defaults, self.folder_options = read_settings(self.folder)
         if self.lora is not None:
             # A LoRA may bring the options that it was trained with, on top, see `FluxCorrector.from_folder`.
             self.folder_options |= read_settings(self.lora if self.lora.is_dir() else self.lora.parent)[1]
+        self.base: ModelChoice | None = None
+        """The other model of an editor."""
+        self.own_base = self.options.get("base") is None
+        """Whether the editor's reflect.json names it."""
+        if corrects and ("base" in self.options or "base" in self.folder_options) and self.edits:
+            self.base = find_base(self.folder, self.options.get("base"), self.folder_options.get("base"), others, roots)
+        if self.base is not None:
+            self.defaults = self.base.defaults  # see `DrawAndEdit`
+        elif others:
+            raise UserError(f"--part {BASE}{next(iter(others))}={next(iter(others.values()))}: the model {name} has no "
+                            "base; expected an editor, and --option base=MODEL too")
 
     @property
     def family(self) -> str:
@@ -89,6 +112,11 @@ class ModelChoice:
         return self.family in EDITORS
 
     @property
+    def scripts(self) -> str:
+        """What its text encoders read: 'latin' letters, as FLUX's CLIP and T5, or nearly 'any', as Gemma and Qwen."""
+        return "any" if self.family.startswith(("Sana", "Qwen")) else "latin"
+
+    @property
     def policy(self) -> str:
         """The search of the paper that the family is of."""
         if self.family != "SanaPipeline":
@@ -112,8 +140,8 @@ class ModelChoice:
                 raise UserError(f"--part {part}={self.parts[part]}: a {self.family} is a folder in diffusers layout; "
                                 "expected no --part; try the folder of the model")
             extra["parts"] = self.parts
-        return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra,
-                              **{**self.options, **options})
+        options = {**self.options, **options, **({} if self.base is None else {"base": self.base})}
+        return load_generator(self.folder, device=self.device, dtype=getattr(torch, self.dtype), **extra, **options)
 
     def settings(self) -> dict[str, Any]:
         """What a record must know to load the same model again; call it after `load`."""
@@ -121,23 +149,44 @@ class ModelChoice:
         # A bundled model keeps its name: another installation has it in another place.
         folder = self.name if self.name in preset_names() else str(self.folder.absolute())
         known = {"folder": folder, "lora": lora, "device": self.device, "dtype": self.dtype, "options": self.options}
-        if self.parts:
-            known["parts"] = {name: str(path.absolute()) for name, path in self.parts.items()}
+        parts = {name: str(path.absolute()) for name, path in self.parts.items()}
+        if self.base is not None:
+            base = self.base.settings()
+            known["options"] = {**self.options, "base": base["folder"]}
+            parts |= {BASE + name: path for name, path in base.get("parts", {}).items()}
+            known["base"] = {"fingerprint": self.base.fingerprint(), "own": self.own_base}
+        if parts:
+            known["parts"] = parts
         return known
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the pictures: weights, configurations, tokenizers, options."""
         digest = hashlib.sha256()
         options = {**self.folder_options, **self.options}
-        options.pop("offload", None)  # which decides no picture
+        for name in MOVABLE:  # these decide no picture
+            options.pop(name, None)
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
-        if (base := options.get("base")) is not None:  # an editor's, which draws the first pictures
-            digest.update(ModelChoice(base).fingerprint().encode())
+        if self.base is not None:  # it draws the first pictures, wherever it lies
+            digest.update(f"\n{BASE}{self.base.fingerprint()}".encode())
         for name, path in self._files():
             digest.update(f"\n{name} {path.stat().st_size}\n".encode())
             for block in _blocks(path):
                 digest.update(block)
         return digest.hexdigest()
+
+    def base_differs(self, settings: Any) -> str:
+        """How a record's base was another one than this; '' if it was not. `settings`: as for `from_settings`."""
+        known = settings.get("base") if isinstance(settings, dict) else None
+        before = known.get("fingerprint") if isinstance(known, dict) else None
+        now = None if self.base is None else self.base.fingerprint()
+        if now == before:
+            return ""
+        if now is None:
+            return "another model, a base, drew the run's first pictures, and now there is none"
+        if before is None:
+            return f"the run had no base, and now there is one, {self.base.folder}"
+        return (f"the base, {self.base.folder}, is not the model that drew the run's first pictures: its fingerprint "
+                f"was {str(before)[:16]!r} and is {now[:16]!r}")
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """(name, path) of what is loaded: the folder's components, and the LoRA wherever it lies."""
@@ -158,10 +207,11 @@ class ModelChoice:
             yield from (("lora/" + path.name, path) for path in self.lora_files())
 
     def files(self, component: str | None = None) -> list[Path]:
-        """All that is read, or the weights of one component."""
+        """All that is read, an editor's other model with it, or the weights of one component."""
         if component is None:
             settings = self.folder / "reflect.json"
-            return [path for _, path in self._files()] + ([settings] if settings.is_file() else [])
+            others = [] if self.base is None else self.base.files()
+            return [path for _, path in self._files()] + ([settings] if settings.is_file() else []) + others
         where = self.parts.get(component, self.folder if self.folder.is_file() else self.folder / component)
         return [path for path in part_files(component, where) if path.suffix != ".json"]
 
@@ -182,12 +232,61 @@ def part_files(name: str, where: Path) -> list[Path]:
     return sorted(path for path in own.rglob("*") if path.is_file() and path.suffix in KINDS)
 
 
+def find_base(folder: Path, given: Any, own: Any = None, parts: Mapping[str, str] | None = None,
+              roots: Roots | None = None) -> ModelChoice | None:
+    """The model that draws an editor's first pictures, by any name that a model has; None for none.
+
+    Args:
+        folder: the editor's.
+        given: as somebody says it, a `ModelChoice` too; None for `own`.
+        own: as the reflect.json in that folder says it, whose paths are relative to it.
+        parts: components of it that come from elsewhere.
+
+    Raises UserError for what is no such model, and for an editor that has a base itself.
+    """
+    if isinstance(given, ModelChoice):
+        return given
+    base, where = (own, f"{folder / 'reflect.json'}: option base") if given is None else (given, "option base")
+    if base is None or base == NONE:
+        return None
+    if not isinstance(base, (str, Path)) or not str(base).strip():
+        raise UserError(f"{where} is {base!r}; expected a model's name, folder or file; try {NONE!r} for no base")
+    try:
+        found = ModelChoice(str(base) if given is not None else _beside(folder, base), parts=parts, roots=roots,
+                            corrects=False)
+    except UserError as error:
+        raise UserError(f"{where}: {error}".replace("--part ", f"--part {BASE}")) from error
+    if found.folder.resolve() == folder.resolve():
+        raise UserError(f"{where} is {base}, the editor itself; expected another model; try it without, or {NONE!r}")
+    if found.edits and (behind := found.folder_options.get("base")) not in (None, NONE):
+        raise UserError(f"{where} is {base}, an editor with a base of its own ({behind}); expected a model that draws "
+                        f"by itself; try another one, or take 'base' out of {found.folder / 'reflect.json'}")
+    return found
+
+
+def _beside(folder: Path, name: str) -> str:
+    """A model's name in a folder's reflect.json: a path is relative to that folder, wherever the command runs."""
+    if name in preset_names() or name in PUBLISHED or name.startswith("~"):
+        return name
+    path = (folder / name).resolve()
+    if not path.exists() and is_repository(name):
+        there = cached(name, "model_index.json")
+        return name if there is None and not Path(name).exists() else str(there or path)
+    return str(path)
+
+
 def from_settings(settings: Any, model: str | None = None, lora: str | None = None, device: str | None = None,
-                  parts: Mapping[str, str] | None = None, roots: Roots | None = None) -> ModelChoice:
+                  parts: Mapping[str, str] | None = None, roots: Roots | None = None,
+                  options: Mapping[str, Any] | None = None) -> ModelChoice:
     """The model of a record, or where it is now if that is said. UserError if it is not there.
 
-    `settings`: as `ModelChoice.settings` made them, or anything, where something else made the record.
+    Args:
+        settings: as `ModelChoice.settings` made them, or anything, where something else made the record.
+        options: some of `MOVABLE`, with what they are now.
     """
+    if other := sorted(set(options or {}) - set(MOVABLE)):
+        raise UserError(f"--option {other[0]}: a run goes on with the options that it has; expected one of "
+                        f"{', '.join(MOVABLE)}, which decide no picture; try a new run")
     known = settings if isinstance(settings, dict) else {}
     folder = model or known.get("folder")
     if not isinstance(folder, str):
@@ -202,12 +301,22 @@ def from_settings(settings: Any, model: str | None = None, lora: str | None = No
         if not good:
             raise UserError(f"the record says that its model's {name} was {before[name]!r}; expected what Reflect "
                             "wrote; try a copy of the record")
+    of_base = {name: path for name, path in before["parts"].items() if name.startswith(BASE)}
+    own = {name: path for name, path in before["parts"].items() if name not in of_base}
     if model in PUBLISHED:
         # By its name it brings its own LoRA and parts, wherever they are now.
-        before |= {"lora": None, "parts": {}}
-    return ModelChoice(folder, lora or before["lora"], device or before["device"],
-                       before["dtype"] if device is None else "auto", before["options"],
-                       {**before["parts"], **(parts or {})}, roots)
+        before["lora"], own = None, {}
+    own_base = isinstance(known.get("base"), dict) and known["base"].get("own") is True
+    if model is not None and own_base:
+        # The editor's folder names its base, and does so still where it is now.
+        before["options"] = {name: value for name, value in before["options"].items() if name != "base"}
+    if "base" in (options or {}) or model is not None and own_base:
+        of_base = {}
+    choice = ModelChoice(folder, lora or before["lora"], device or before["device"],
+                         before["dtype"] if device is None else "auto", {**before["options"], **(options or {})},
+                         {**own, **of_base, **(parts or {})}, roots)
+    choice.own_base = own_base and "base" not in (options or {})
+    return choice
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ layout or as the single files that ComfyUI takes, and then in that cache.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..model_files import is_weight_file, why_no_file
@@ -29,7 +29,7 @@ _CORRECTOR = ("FLUX-Corrector*.safetensors", "flux_corrector*.safetensors", "flu
 _NOT_DEV = re.compile(r"kontext|fill|canny|depth|redux|krea|lora|schnell|merge|hyper|turbo|distill", re.IGNORECASE)
 """Its relatives are called nearly the same, and none is taken that nobody has named (`flux_corrector/relatives.py`)."""
 _KIND_NAMES = {name for names in KINDS.values() for name in names}
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"(?!\.+/)[\w.-]+/[\w.-]+")
 
 
 class NotHere(UserError):
@@ -46,13 +46,19 @@ class Located:
     parts: dict[str, Path] = field(default_factory=dict)
 
 
-def locate(name: str, roots: Roots, lora: Path | None = None) -> Located:
-    """Where a model is. `lora`: in place of a published set's own. UserError, saying what there is to try."""
+def locate(name: str, roots: Roots, lora: Path | None = None, corrects: bool = True) -> Located:
+    """Where a model is. UserError, saying what there is to try.
+
+    Args:
+        lora: in place of a published set's own.
+        corrects: False: of a published set only the base, which draws.
+    """
     bundled = find_bundled(name)
     if bundled is not None:
         return Located(bundled)
     if name in PUBLISHED:
-        return _published(name, PUBLISHED[name], roots, lora)
+        wanted = PUBLISHED[name] if corrects else replace(PUBLISHED[name], corrector=None, others=())
+        return _published(name, wanted, roots, lora)
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # `~somebody` whom the system does not know
@@ -81,6 +87,11 @@ def cached(repository: str, file: str) -> Path | None:
         return None
     found = try_to_load_from_cache(repository, file)
     return Path(found).parent if isinstance(found, str) else None
+
+
+def is_repository(name: str) -> bool:
+    """Whether it reads as a repository's id."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def _names() -> str:

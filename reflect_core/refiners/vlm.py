@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..reflectors.told import lines
+from ..reflectors.told import foreign, lines
 from ..text import bounded
 from ..types import Picture, Verdict
-from ..vlm.chat import Asker, Question
+from ..vlm.chat import Asker, Chat, Question
 
 LONGEST = 1200
 """Characters; some 300 tokens of the 512 that FLUX reads."""
@@ -20,13 +20,24 @@ SYSTEM = ("You rewrite the description from which a picture is made, so that the
 
 
 class VlmRefiner(Asker):
+    def __init__(self, chat: Chat, scripts: str = "latin") -> None:
+        """`scripts`: what the generator reads, 'latin' or 'any'."""
+        super().__init__(chat)
+        self.any_script = scripts == "any"
+        self.notes: list[tuple[str, ...]] = []
+        """On each picture of the last call, see `search.actors.Actors`."""
+
     def refine(self, prompt: str, currents: Sequence[str], pictures: Sequence[Picture],
                verdicts: Sequence[Verdict], reflections: Sequence[str]) -> list[str]:
-        """The next prompt for each picture; its present one where the model gives none."""
+        """The next prompt for each picture; its present one where the model gives none, or one in letters that the
+        generator does not read, which is noted. Whose own prompt is in such letters is answered in them."""
         answers = self.ask([Question(_told(prompt, *one), picture, SYSTEM, max_tokens=400)
                             for picture, *one in zip(pictures, currents, verdicts, reflections, strict=True)])
-        return [current if answer.error else bounded(" ".join(lines(answer.text)), LONGEST) or current
-                for current, answer in zip(currents, answers)]
+        said = ["" if answer.error else bounded(" ".join(lines(answer.text)), LONGEST) for answer in answers]
+        left = ["" if self.any_script or foreign(prompt) or not foreign(one) else one for one in said]
+        self.notes = [(f"the model reads Latin letters alone, so that the prompt stays; left out: {bounded(one, 300)}",)
+                      if one else () for one in left]
+        return [current if unread or not one else one for current, one, unread in zip(currents, said, left)]
 
 
 def _told(prompt: str, current: str, verdict: Verdict, reflection: str) -> str:

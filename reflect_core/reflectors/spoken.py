@@ -32,8 +32,8 @@ class SpokenReflector:
             raise UserError(f"the words are {len(self.words)} characters long; expected {MOST_WORDS} at most")
 
     def __getattr__(self, name: str) -> Any:
-        """What the inner one spent and asked is what this one did, see `search.actors`."""
-        if name in ("spent", "asked"):
+        """What the inner one spent, asked and noted is what this one did, see `search.actors`."""
+        if name in ("spent", "asked", "notes"):
             return getattr(self.inner, name)
         raise AttributeError(name)
 

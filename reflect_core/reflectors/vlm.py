@@ -1,7 +1,9 @@
 """Reflections by a language model that looks at the picture: a sentence for Reflect-DiT, edits for ReflectionFlow.
 
 Each is asked only of pictures that were not accepted. Where the model gives no answer there is nothing to
-say, which the policies know what to do with.
+say, which the policies know what to do with. What it says in a script that the generator does not read is not handed
+on, and noted on the picture that it is about: T5, of FLUX, has one and the same sign for nearly every letter that is
+not Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from ..text import bounded
 from ..types import Picture, Verdict
 from ..verifiers.checklist import NO_ANSWER
 from ..vlm.chat import Asker, Chat, Question
-from .told import edits, foreign, sentence
+from .told import edits, latin, sentence
 
 LONGEST = 300
 """Characters of a reflection. The published ones are a sentence or a few short edits."""
@@ -35,15 +37,25 @@ class VlmReflector(Asker, ABC):
 
     system = ""
 
+    def __init__(self, chat: Chat, scripts: str = "latin") -> None:
+        """`scripts`: what the generator reads, 'latin' or 'any'."""
+        super().__init__(chat)
+        self.any_script = scripts == "any"
+        self.notes: list[tuple[str, ...]] = []
+        """On each picture of the last call, what of the reply was not handed on, see `search.actors.Actors`."""
+
     def reflect(self, prompt: str, pictures: Sequence[Picture], verdicts: Sequence[Verdict]) -> list[str]:
         """A reflection for each picture; empty where there is nothing to say, or no answer."""
         wrong = [k for k, verdict in enumerate(verdicts) if not verdict.accepted]
         answers = self.ask([Question(self._told(prompt, verdicts[k]), pictures[k], self.system, max_tokens=200)
                             for k in wrong])
-        said = [""] * len(pictures)
+        said, self.notes = [""] * len(pictures), [()] * len(pictures)
         for k, answer in zip(wrong, answers):
-            # The models that are told have learned from English; the reply itself is on the record.
-            said[k] = "" if answer.error or foreign(answer.text) else self._reflection(answer.text)
+            if not answer.error:
+                told, left = (answer.text, "") if self.any_script else latin(answer.text)
+                said[k] = self._reflection(told)
+                if left:
+                    self.notes[k] = (f"the model reads Latin letters alone; of what was said, left out: {left}",)
         return said
 
     def _told(self, prompt: str, verdict: Verdict) -> str:
@@ -68,8 +80,8 @@ class SentenceReflector(VlmReflector):
 class EditsReflector(VlmReflector):
     """A few edits on one line: the form of ReflectionFlow's reflections (notes, 5). `limit`: edits at most."""
 
-    def __init__(self, chat: Chat, limit: int = 3) -> None:
-        super().__init__(chat)
+    def __init__(self, chat: Chat, limit: int = 3, scripts: str = "latin") -> None:
+        super().__init__(chat, scripts)
         self.limit, self.system = limit, EDITS.format(limit=limit)
 
     def _reflection(self, reply: str) -> str:
@@ -80,8 +92,8 @@ class TunedReflector(VlmReflector):
     """ReflectionFlow's Reflection-Generator: a Qwen2.5-VL-7B, tuned to answer a picture and its prompt with a
     reflection (notes, 2.3 and 5). `wording`: the question, with {prompt} in it."""
 
-    def __init__(self, chat: Chat, wording: str = "{prompt}") -> None:
-        super().__init__(chat)
+    def __init__(self, chat: Chat, wording: str = "{prompt}", scripts: str = "latin") -> None:
+        super().__init__(chat, scripts)
         self.wording = wording
 
     def _told(self, prompt: str, verdict: Verdict) -> str:

@@ -30,7 +30,8 @@ class Actors:
 
     Where an actor has `spent`, a `Cost` that grows with each call, that is what its calls cost;
     otherwise a verifier counts one judge call for each picture, the others none. Where it has `asked`, a list
-    of `Exchange` that grows with each question to a language model, those go on record and out of the list.
+    of `Exchange` that grows with each question to a language model, those go on record and out of the list. Where a
+    reflector or refiner has `notes`, texts on each candidate of its last call, those do, too.
     """
 
     def __init__(self, generator: Generator, verifier: Verifier, reflector: Reflector | None = None,
@@ -64,12 +65,24 @@ class Actors:
         asked.clear()
         return exchanges
 
+    def notes(self, name: str, count: int) -> tuple[tuple[str, ...], ...]:
+        """What this actor noted on each of the `count` candidates of its last call; () for nothing."""
+        noted = getattr(self._by_name[name], "notes", None)
+        if not noted:
+            return ()
+        texts = tuple(tuple(codec.plain(list(one))) for one in noted)
+        noted.clear()
+        if len(texts) != count:
+            raise ActorError(f"the {name} made notes on {len(texts)} of {count} candidates; expected as many, in order")
+        return texts if any(texts) else ()
+
     def call(self, name: str, count: int, ask: Callable[[Any], Any]) -> tuple[list, Cost]:
         """`ask(actor)`'s answers, `count` of them, and what they cost, with what is owed from before.
 
         Its errors come through. ActorError for more or fewer answers.
         """
         actor = self._by_name[name]
+        getattr(actor, "notes", []).clear()  # of a call outside of this run
         before, started = getattr(actor, "spent", Cost()), time.perf_counter()
         try:
             answers = list(ask(actor))

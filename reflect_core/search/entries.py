@@ -74,6 +74,8 @@ class Reflected:
     cost: Cost = Cost()
     overhead: float = 0.0
     asked: tuple[Exchange, ...] = ()
+    notes: tuple[tuple[str, ...], ...] = ()
+    """Of each candidate, such as what was said and is not among the reflections; empty where there are none of any."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Refined:
     cost: Cost = Cost()
     overhead: float = 0.0
     asked: tuple[Exchange, ...] = ()
+    notes: tuple[tuple[str, ...], ...] = ()
+    """As of `Reflected`."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Candidate:
     verdict: Verdict | None = None
     """The first one. A policy that judges again finds the newest by `run.latest_verdict`."""
     notes: tuple[str, ...] = ()
-    """What the generator did otherwise than asked."""
+    """What the generator did otherwise than asked, or who reflected on it or rewrote its prompt."""
 
     @property
     def score(self) -> float:
@@ -259,13 +259,22 @@ class Run:
 
     def _apply_reflected(self, entry: Reflected) -> None:
         self._known(entry.candidates, len(entry.reflections))
+        self._note(entry)
         self._reflections.update({(id, entry.round): t for id, t in zip(entry.candidates, entry.reflections)})
         self.ledger.add("reflector", entry.cost, len(entry.candidates))
 
     def _apply_refined(self, entry: Refined) -> None:
         self._known(entry.candidates, len(entry.prompts))
+        self._note(entry)
         self._refinements.update({(id, entry.round): t for id, t in zip(entry.candidates, entry.prompts)})
         self.ledger.add("refiner", entry.cost, len(entry.candidates))
+
+    def _note(self, entry: Reflected | Refined) -> None:
+        if entry.notes:
+            self._known(entry.candidates, len(entry.notes))
+        for id, notes in zip(entry.candidates, entry.notes):
+            candidate = self.candidates[id]
+            self.candidates[id] = replace(candidate, notes=tuple(dict.fromkeys((*candidate.notes, *notes))))
 
     def _apply_stopped(self, entry: Stopped) -> None:
         self.stopped = entry
@@ -308,7 +317,7 @@ def _check(request: Request, chunk: int) -> None:
         raise UserError(f"the seed must be a whole number from 0 on; got {request.seed!r}")
     guidance = request.guidance
     if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < inf:
-        raise UserError(f"the guidance must be a number from 0 on; got {guidance!r}; FLUX.1-dev has 3.5")
+        raise UserError(f"the guidance must be a number from 0 on; got {guidance!r}; try the model's own")
     if request.context or request.original_prompt is not None:
         raise UserError("the request that starts a run must be a plain one; got one with a context or a "
                         "rewritten prompt; expected those to come from the policy")

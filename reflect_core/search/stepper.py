@@ -226,9 +226,11 @@ class Stepper:
         texts, cost = self._call("reflector", len(ids),
                                  lambda actor: actor.reflect(run.prompt, pictures, verdicts))
         texts = as_texts("reflector", texts)
-        self._append(Reflected(action.round, ids, texts, cost, asked=self._actors.asked("reflector")), "reflector")
-        for id, text in zip(ids, texts):
-            self._emit("reflected", action.round, candidate=id, text=text)
+        notes = self._actors.notes("reflector", len(ids))
+        self._append(Reflected(action.round, ids, texts, cost, asked=self._actors.asked("reflector"), notes=notes),
+                     "reflector")
+        for id, text, noted in zip(ids, texts, notes or ((),) * len(ids)):
+            self._emit("reflected", action.round, candidate=id, text=text or "; ".join(noted))
 
     def _refine(self, action: Refine) -> None:
         run, ids = self.so_far, action.candidates
@@ -239,7 +241,9 @@ class Stepper:
         texts, cost = self._call("refiner", len(ids), lambda actor: actor.refine(
             run.prompt, currents, pictures, verdicts, reflections))
         texts = as_texts("refiner", texts)
-        self._append(Refined(action.round, ids, texts, cost, asked=self._actors.asked("refiner")), "refiner")
+        notes = self._actors.notes("refiner", len(ids))
+        self._append(Refined(action.round, ids, texts, cost, asked=self._actors.asked("refiner"), notes=notes),
+                     "refiner")
         for id, text in zip(ids, texts):
             self._emit("refined", action.round, candidate=id, text=text)
 

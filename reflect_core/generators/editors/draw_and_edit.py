@@ -8,16 +8,15 @@ both, by default the drawing model's; a policy may have its own for corrections 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...presets.choice import BASE, ModelChoice
 from ...types import Drawn, Generator, Request, StepCallback, UserError
-
-BASE = "base:"
-"""Before the names of the drawing model's parts."""
+from ..requests import check_request
 
 
 class DrawAndEdit:
@@ -34,22 +33,15 @@ class DrawAndEdit:
         self.places = _BothPlaces(drawer.places, editor.places)
 
     @staticmethod
-    def load_base(base: Any, editor: str | Path, dtype: torch.dtype, device: str | torch.device,
-                  encoder_device: str | torch.device | None) -> Generator | None:
-        """The drawing model of an editor's option `base`, a bundled name or a folder; None for none. UserError.
-
-        `editor`: the folder that the option is of.
-        """
-        from ...presets.load import find_model, load_generator
-
-        if base is None:
-            return None
-        if not isinstance(base, (str, Path)):
-            raise UserError(f"option base is {base!r}; expected a model's name or folder")
-        if find_model(base).resolve() == Path(editor).resolve():
-            raise UserError(f"option base is {base}, the editor itself; expected another model; try it without")
+    def load_drawer(base: ModelChoice, dtype: torch.dtype, device: str | torch.device,
+                    encoder_device: str | torch.device | None) -> Generator:
+        """The drawing model, in an editor's dtype and place. UserError, that says that it is about the base."""
+        base.device, base.dtype = str(device), str(dtype).removeprefix("torch.")
         extra = {} if encoder_device is None else {"encoder_device": encoder_device}
-        return load_generator(base, dtype=dtype, device=device, **extra)
+        try:
+            return base.load(**extra)
+        except UserError as error:
+            raise UserError(f"the base, {base.name}: {error}".replace("--part ", f"--part {BASE}")) from error
 
     @property
     def parts(self) -> dict[str, torch.nn.Module]:
@@ -67,7 +59,13 @@ class DrawAndEdit:
         return DrawAndEdit(self.drawer, self.editor.with_options(**changes))
 
     def draw(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[Drawn]:
-        """First what is drawn, then what is edited; the results are in the order of the requests."""
+        """First what is drawn, then what is edited; the results are in the order of the requests.
+
+        UserError before the first of them for one of a size that either model cannot draw: what is drawn is edited.
+        """
+        for request in requests:
+            check_request(request, math.lcm(self.drawer.patch, self.editor.patch), self.max_context,
+                          self.defaults["guidance"])
         drawn: list = [None] * len(requests)
         for model, context in ((self.drawer, False), (self.editor, True)):
             rows = [row for row, request in enumerate(requests) if bool(request.context) is context]

@@ -1,8 +1,9 @@
 """What all editors share: requests to batches, noise, the way from noise to a picture, costs and previews.
 
 Diffusers' own pipelines compute where their first weight lies and want text encoder, autoencoder and transformer in one
-place. A memory manager or a small GPU does not have them there, so a picture is made in stages here, each part asked
-for before it is used (`Places`): texts, the flawed picture, all steps, the decoder. What comes out is what diffusers'
+place. A memory manager or a small GPU does not have them there, so pictures are made in stages here, each part asked
+for before it is used (`Places`): texts, flawed pictures, all steps, the decoder. Each stage is done for all batches of
+a call before the next one, so that whoever moves parts moves each of them once. What comes out is what diffusers'
 pipeline of the family draws with the same seed and a CPU generator; tests compare the two.
 
 The flawed picture's latents stand behind the picture's own, as tokens without noise; after each step their part of what
@@ -14,7 +15,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,22 +26,29 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
+from ...presets.choice import ModelChoice, find_base
 from ...presets.load import read_settings
+from ...reflectors.told import foreign
+from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
-from ..checking import one_of
-from ..flux_corrector.latents import request_noise, schedule, unpack
+from ..checking import OFFLOADS, one_of, options_of
+from ..clock import Stopwatch
+from ..flux_corrector.decoding import Decoder
+from ..flux_corrector.latents import request_noise, schedule
 from ..kept import Kept
 from ..memory import enough_memory
-from ..offload import HOME, OFFLOADS, Offload
+from ..offload import HOME, Offload
 from ..places import Places
-from ..preview import Previews
 from ..requests import check_request
 from ..rgb import as_rgb
 from .draw_and_edit import DrawAndEdit
-from .options import EditOptions, checked
+from .options import EditOptions
 
-CURES = "a smaller size, max_batch=1 where the editor has it, or dtype=torch.bfloat16"
+CURES = ("offload=component or offload=layers, encoder_device='cpu' for the text encoders, a smaller size, max_batch=1 "
+         "where the editor has it, or dtype=torch.bfloat16")
 
+LOADING = ("base", "encoder_device", "offload")
+"""What can be said where an editor is loaded, besides its options."""
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
 
@@ -59,10 +66,12 @@ class Ready:
 
 
 class Editor(ABC):
-    """See `Generator`. A family has its options and folders, `ready`, `evaluations`, `batch_of`, and its autoencoder's
-    scaling."""
+    """See `Generator`. A family has its options and folders, its autoencoder's scaling, `ready`, `evaluations` and
+    `batch_of`."""
 
     max_context = 1
+    latin = False
+    """Whether its text encoders read Latin letters alone."""
     edits = True
     """Its corrections are edits of a picture, and repeated edits drift: searches bound their depth (`EDITING`)."""
     kind: ClassVar[type[EditOptions]]
@@ -70,6 +79,10 @@ class Editor(ABC):
     """UserError for a folder that is not whole, or of another family; reads no weights."""
     load: ClassVar[Callable[..., dict[str, Any]]]
     """(folder, dtype, device, encoder_device) -> what the constructor takes."""
+    scaled: ClassVar[Callable[[Tensor, Any], Tensor]]
+    """(the autoencoder's latents (B, C, h, w), its config) -> latents as the transformer knows them."""
+    unscaled: ClassVar[Callable[[Tensor, Any], Tensor]]
+    """The other way."""
     free: ClassVar[frozenset[str]] = frozenset({"target", "keep", "max_words"})
     """Options that can be changed once a model is loaded."""
 
@@ -88,14 +101,14 @@ class Editor(ABC):
         self.schedule_config = dict(scheduler.config)
         self.patch = scale * 2
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
-        self.previews = Previews(vae, scale, self.places)
+        self.decoder = Decoder(vae, self.patch, self.places, self.unscaled)
         self.seen = Kept(options.picture_cache)
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
-                    offload: str = "none", base: str | Path | None = None, options: EditOptions | None = None,
-                    **changes: Any) -> Generator:
+                    offload: str = "none", base: str | Path | ModelChoice | None = None,
+                    options: EditOptions | None = None, **changes: Any) -> Generator:
         """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
 
         Args:
@@ -103,7 +116,8 @@ class Editor(ABC):
             encoder_device: where the text encoders are kept; None: with the rest.
             offload: 'none', all parts on `device`; 'component', one at a time; 'layers', two blocks of it at a time;
                 see `generators/offload.py`. The pictures are the same.
-            base: another model, which draws what has no flawed picture; see `DrawAndEdit`.
+            base: another model, which draws what has no flawed picture, by any name that a model has; see
+                `DrawAndEdit`. None: what reflect.json says; 'none': none.
             options: all switches at once, instead of those in the folder's reflect.json.
             changes: single switches, on top of either.
 
@@ -114,11 +128,12 @@ class Editor(ABC):
                             "without --lora, or FLUX.1-dev's folder with it")
         defaults, settings = read_settings(path)
         own_base = settings.pop("base", None)
-        options = checked(cls.kind, path, options, settings, changes)
+        options = options_of(cls.kind, "this editor", path, options, settings, changes, LOADING)
         cls.check(path)
         one_of("offload", offload, OFFLOADS)
+        chosen = find_base(Path(path), base, own_base)
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        drawer = DrawAndEdit.load_base(own_base if base is None else base, path, dtype, home, encoder_home)
+        drawer = None if chosen is None else DrawAndEdit.load_drawer(chosen, dtype, home, encoder_home)
         editor = cls(**cls.load(path, dtype, home, encoder_home), options=options, defaults=defaults)
         made = editor if drawer is None else DrawAndEdit(drawer, editor)
         if offload != "none":
@@ -132,20 +147,12 @@ class Editor(ABC):
         """Denoiser evaluations that drawing `request` costs: one a step and guidance branch."""
 
     @abstractmethod
-    def ready(self, batch: Sequence[Request]) -> Ready:
-        """Texts and flawed pictures of requests that go together, encoded or found again."""
+    def ready(self, batches: Sequence[Sequence[Request]]) -> list[Ready]:
+        """Texts and flawed pictures of each batch, encoded or found again: a part after another, for all batches."""
 
     @abstractmethod
     def batch_of(self, request: Request) -> tuple | None:
         """What requests must have in common, besides size and steps, to go together; None: each goes alone."""
-
-    @abstractmethod
-    def scaled(self, latents: Tensor) -> Tensor:
-        """The autoencoder's latents (B, C, h, w) as the transformer knows them."""
-
-    @abstractmethod
-    def unscaled(self, latents: Tensor) -> Tensor:
-        """The other way."""
 
     @property
     def most(self) -> int:
@@ -167,27 +174,42 @@ class Editor(ABC):
         A picture is the same whatever it was batched with, up to fp32 rounding (1e-5), and to the last bit when the
         same requests are drawn again. `callback` is called after each step of each batch and may raise to cancel.
         """
-        for request in requests:
-            self._check(request)
-        drawn: list = [None] * len(requests)
-        for rows in self._batches(requests):
-            batch, start = [requests[row] for row in rows], time.perf_counter()
-            with torch.no_grad(), enough_memory(CURES):
-                latents, calls = self._sample(batch, callback)
-                pictures = self._decode(latents, batch[0])
-            seconds = (time.perf_counter() - start) / len(batch)
-            for row, request, picture, encoded in zip(rows, batch, pictures, calls):
-                drawn[row] = Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
-                                                 text_encoder_calls=encoded, seconds=seconds), self._notes(request))
-        return drawn
+        made = self._made(requests, callback, self.decoder.pictures)
+        return [Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
+                                    text_encoder_calls=encoded, seconds=seconds), self._notes(request))
+                for request, (picture, encoded, seconds) in zip(requests, made)]
 
     def draw_latents(self, requests: Sequence[Request]) -> list[Tensor]:
         """As `draw`, but the final latent tokens (N, C) of each request, before the autoencoder."""
+        return [latents for latents, _, _ in self._made(requests, None, lambda latents, request: latents)]
+
+    def _made(self, requests: Sequence[Request], callback: StepCallback | None,
+              finish: Callable[[Tensor, Request], Sequence]) -> list[tuple[Any, int, float]]:
+        """Each request's result, its text-encoder calls and its share of the seconds.
+
+        finish: the results of latent tokens (B, N, C) that go together, given one of their requests.
+        """
+        for request in requests:
+            self._check(request)
         made: list = [None] * len(requests)
-        for rows in self._batches(requests):
-            with torch.no_grad(), enough_memory(CURES):
-                for row, latents in zip(rows, self._sample([requests[row] for row in rows], None)[0]):
-                    made[row] = latents
+        rows = self._batches(requests)
+        batches = [[requests[row] for row in numbers] for numbers in rows]
+        before, watches = Stopwatch(), [Stopwatch() for _ in batches]
+        with torch.no_grad(), enough_memory(CURES):
+            with before:
+                ready = self.ready(batches)
+                for batch in batches if callback is not None else ():
+                    self.decoder.prepare(batch[0])
+            latents = []
+            for batch, one, watch in zip(batches, ready, watches):
+                with watch:
+                    latents.append(self._sample(batch, one, callback))
+            for numbers, batch, one, tokens, watch in zip(rows, batches, ready, latents, watches):
+                with watch:
+                    results = finish(tokens, batch[0])
+                seconds = watch.seconds / len(batch) + before.seconds / len(requests)
+                for row, result, calls in zip(numbers, results, one.calls):
+                    made[row] = result, calls, seconds
         return made
 
     def latents_of(self, picture: Picture, size: tuple[int, int]) -> Tensor:
@@ -197,7 +219,7 @@ class Editor(ABC):
         return self.seen.get(key, lambda: self._encoded(picture, size))[0]
 
     def _check(self, request: Request) -> None:
-        check_request(request, self.patch, self.max_context)
+        check_request(request, self.patch, self.max_context, self.defaults["guidance"])
         if request.steps < 2 and self.schedule_config.get("shift_terminal"):
             raise UserError(f"steps is {request.steps}; expected 2 or more, for this model's schedule stretches from "
                             "the first to the last")
@@ -207,7 +229,7 @@ class Editor(ABC):
         pixels = self.processor.preprocess(self.processor.resize(picture, height, width), height, width)
         device = self.places("vae", width * height)
         latents = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
-        return self.scaled(latents).to("cpu", self.transformer.dtype)
+        return self.scaled(latents, self.vae.config).to("cpu", self.transformer.dtype)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         groups: dict[tuple, list[int]] = {}
@@ -216,15 +238,11 @@ class Editor(ABC):
             groups.setdefault((r.width, r.height, r.steps, (row,) if common is None else common), []).append(row)
         return [rows[i:i + self.most] for rows in groups.values() for i in range(0, len(rows), self.most)]
 
-    def _sample(self, batch: Sequence[Request], callback: StepCallback | None) -> tuple[Tensor, list[int]]:
-        """Latent tokens (B, N, C) of requests that go together, and each one's text-encoder calls."""
+    def _sample(self, batch: Sequence[Request], ready: Ready, callback: StepCallback | None) -> Tensor:
+        """Latent tokens (B, N, C) of requests that go together, where the transformer computes."""
         first, dtype = batch[0], self.transformer.dtype
         rows, columns = first.height // self.patch, first.width // self.patch
         noise = [request_noise(r, self.transformer.config.in_channels // 4, rows, columns, dtype)[0] for r in batch]
-        # Everything that other parts make comes first, so that a memory manager loads each part once.
-        ready = self.ready(batch)
-        if callback is not None:
-            self.previews.prepare(first)
         device = self.places("transformer", len(batch) * (first.width * first.height + ready.seen))
         velocity_of, latents = ready.velocity_on(device), torch.cat(noise).to(device)
         scheduler = schedule(self.schedule_config, first.steps, latents.shape[1], device)
@@ -236,28 +254,17 @@ class Editor(ABC):
             if callback is not None:
                 # Where the straight way from before the step leads to.
                 straight = partial(torch.sub, before, t / 1000 * velocity)
-                callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
-        return latents, ready.calls
+                callback(Step(step, first.steps, lambda end=straight: self.decoder.preview(end(), first)))
+        return latents
 
     def _notes(self, request: Request) -> tuple[str, ...]:
-        left = self.options.told(request).left_out
-        return (f"the instruction takes {self.options.max_words} words; left out: {' '.join(left)}",) if left else ()
-
-    def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
-        return self.previews.made(self._unpacked(latents, request), request, self._picture)
-
-    def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        pixels = request.width * request.height
-        return [self._picture(row[None], self.places("vae", pixels)) for row in self._unpacked(latents, request)]
-
-    def _picture(self, latents: Tensor, device: torch.device | str) -> Picture:
-        image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
-        return self.processor.postprocess(image, output_type="pil")[0]
-
-    def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
-        """Tokens (B, N, C) to what the autoencoder decodes (B, C / 4, h, w)."""
-        return self.unscaled(unpack(latents, request.height // self.patch, request.width // self.patch))
+        said = request.context[0].feedback if request.context else request.prompt
+        notes = []
+        if left := self.options.told(request).left_out:
+            notes.append(f"the instruction takes {self.options.max_words} words; left out: {' '.join(left)}")
+        if self.latin and foreign(said):
+            notes.append(f"the model reads Latin letters alone, and most of this is in others: {bounded(said, 100)}")
+        return tuple(notes)
 
 
 def fitted(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:

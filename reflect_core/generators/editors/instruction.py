@@ -1,13 +1,14 @@
 """A reflection as an instruction to an editor: pure text, no model.
 
 Reflections come in many shapes: commands ('add a red circle'), numbered lists under a heading, sentences that say what
-is wrong ('the circle is blue'). An editor was taught short commands: what to change, and that the rest stays. Makers of
-both families advise not to describe the whole picture, which the editor sees; so the prompt is left out, unless the
-reflection says nothing (`target='silent'`) or it is asked for (`'always'`).
+is wrong ('the circle is blue'). `reflectors/told.py` makes bare statements of them. An editor was taught short
+commands: what to change, and that the rest stays. Makers of both families advise not to describe the whole picture,
+which the editor sees; so the prompt is left out, unless the reflection says nothing (`target='silent'`) or it is asked
+for (`'always'`).
 
 Nothing is rewritten that might change its meaning: a command stays as it is, two plain patterns ('X is missing',
 'there is no X') become 'Add X', a wish ('the cat should be left of the dog') stays a wish, and any other statement is
-put behind 'Correct this:'. Headings and empty entries ('None.') go. Words of other scripts are left alone.
+put behind 'Correct this:'. Words of other scripts are left alone.
 """
 
 from __future__ import annotations
@@ -15,26 +16,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ...reflectors.told import is_command, lines, nothing
+
 TARGETS = ("silent", "always")
 KEEP = "Keep everything else unchanged."
 
-VERBS = frozenset(
-    "add adjust align arrange blur brighten bring center centre change clean clear colour color convert correct crop "
-    "cut darken decrease delete detach draw drop emphasize emphasise enhance enlarge ensure erase exchange expand "
-    "extend fill fix flip focus get give highlight improve include increase insert join keep let lift lighten lower "
-    "make merge mirror move open paint place position put raise recolor recolour redraw reduce refine reformat "
-    "relocate remove render reorder repaint replace reposition reshape resize restore rotate scale separate set "
-    "shift show shrink simplify soften space split straighten swap switch take tilt transform turn unify use widen "
-    "write zoom close correctly clearly slightly".split())
-"""First words of a command; adverbs that often stand before one are in, too."""
-
-_MARK = re.compile(r"^\s*(?:[-*•·–—>]+\s+|\(?\d{1,2}[.)]\s+|#+\s*)+")
-_HEADING = re.compile(r"^(?:prompt following|prompt adherence|aesthetics?|visual quality|overall|reflections?|feedback|"
-                      r"suggestions?|corrections?|changes?|edits?|instructions?)\s*(?::\s*|$)", re.IGNORECASE)
-_NOTHING = re.compile(r"^(?:there (?:is|are) )?(?:none|n/?a|nothing(?: (?:is )?(?:wrong|missing|else))?|no "
-                      r"(?:further |other )?(?:changes?|issues?|problems?|errors?|defects?|edits?|flaws?))"
-                      r"(?: to (?:change|fix|improve|correct|report))?"
-                      r"(?: (?:is |are )?(?:needed|required|found|necessary))?\s*[.!]*$", re.IGNORECASE)
 _MISSING = re.compile(r"^(?P<what>.+?) (?:is|are) (?:missing|absent|not (?:there|visible|present|shown))"
                       r"(?: (?:from|in) (?:the|this) (?:picture|image|scene))?$", re.IGNORECASE)
 _NONE_OF = re.compile(r"^there (?:is|are) no (?P<what>.+?)(?: (?:visible|present|shown))?"
@@ -91,10 +77,7 @@ def instruction(prompt: str, feedback: str, target: str = "silent", keep: bool =
 def edits_of(feedback: str) -> list[str]:
     """The edits that a reflection asks for, each a sentence or a few, in its order and none twice."""
     edits: dict[str, str] = {}
-    for line in feedback.splitlines():
-        line = _HEADING.sub("", _bare(line), count=1).strip()
-        if not line or line.endswith(":"):
-            continue
+    for line in lines(feedback):
         said = [as_edit(sentence) for sentence in re.split(r"(?<=[.!?])\s+", line)]
         if whole := " ".join(edit for edit in said if edit):
             edits.setdefault(whole.casefold(), whole)
@@ -104,23 +87,18 @@ def edits_of(feedback: str) -> list[str]:
 def as_edit(sentence: str) -> str:
     """One sentence as something that can be done; empty if it says that there is nothing to do."""
     sentence = " ".join(sentence.split()).rstrip(" ,;:")
-    if not any(c.isalnum() for c in sentence) or _NOTHING.match(sentence):
+    if not any(c.isalnum() for c in sentence) or nothing(sentence):
         return ""
     sentence = re.sub(r"^please\s+", "", sentence, flags=re.IGNORECASE)
     core, end = re.fullmatch(r"(.*?)([.!?]*)", sentence, re.DOTALL).groups()
     end = end or ("." if core[-1:].isascii() else "")
     first = re.match(r"[^\W\d_]+", core)
-    if first and first[0].lower() not in VERBS and first[0].isascii() and not _WISH.search(core):
+    if first and first[0].isascii() and not is_command(core) and not _WISH.search(core):
         found = _MISSING.match(core) or _NONE_OF.match(core)
         if found and not _CLAUSE.search(found["what"]):
             return f"Add {_lowered(found['what'])}."
         return f"Correct this: {_lowered(core)}{end}"
     return core[:1].upper() + core[1:] + end
-
-
-def _bare(line: str) -> str:
-    """Without bullet, number and the stars of bold print."""
-    return _MARK.sub("", line.replace("**", "")).strip()
 
 
 def _lowered(text: str) -> str:

@@ -12,7 +12,8 @@ show a small picture enlarged; at 1024 x 1024 the two are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from ...types import Picture, Request
 from ..flux_corrector.encoding import TextEncoders, vae_scale
 from ..flux_corrector.folder import check_folder, load_components
-from ..flux_corrector.latents import grid_ids, pack
+from ..flux_corrector.latents import grid_ids, pack, scaled, unscaled
+from ..rgb import as_rgb
 from .editor import Editor, Ready, Velocity, fitted
 from .options import KontextOptions
 
@@ -34,6 +36,8 @@ class FluxKontext(Editor):
 
     options: KontextOptions
     kind, check, load = KontextOptions, staticmethod(check_folder), staticmethod(load_components)
+    latin = True
+    scaled, unscaled = staticmethod(scaled), staticmethod(unscaled)
     free = Editor.free | {"true_cfg_scale", "max_batch"}
 
     def __init__(self, *, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module, text_encoder_2: nn.Module,
@@ -54,29 +58,29 @@ class FluxKontext(Editor):
     def batch_of(self, request: Request) -> tuple:
         return (self._size(request.context[0].picture, request),) if request.context else ()
 
-    def scaled(self, latents: Tensor) -> Tensor:
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
-
-    def unscaled(self, latents: Tensor) -> Tensor:
-        return latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-
-    def ready(self, batch: Sequence[Request]) -> Ready:
-        told = [self.options.told(r) for r in batch]
+    def ready(self, batches: Sequence[Sequence[Request]]) -> list[Ready]:
+        told = [[self.options.told(r) for r in batch] for batch in batches]
         # CLIP sees 77 tokens, so it is given the edits alone.
-        branches = [[(t.short, t.text) for t in told]]
-        if self.options.true_cfg_scale > 1:
-            branches.append([("", "")] * len(batch))
-        texts, calls = [], [0] * len(batch)
-        for branch in branches:
-            states, pooled, new = self._texts(branch)
-            texts.append((states, pooled))
-            calls = [a + b for a, b in zip(calls, new)]
-        seen, pixels = None, 0
-        if batch[0].context:
-            sizes = [self._size(r.context[0].picture, r) for r in batch]
-            seen = torch.cat([self.latents_of(r.context[0].picture, s) for r, s in zip(batch, sizes)])
-            pixels = sizes[0][0] * sizes[0][1]
-        return Ready(calls, pixels, lambda device: self._velocity(batch, texts, seen, device))
+        pooled = [self._encoded_texts(self.texts.pooled, [t.short for t in batch]) for batch in told]
+        states = [self._encoded_texts(self.texts.states, [t.text for t in batch]) for batch in told]
+        made = []
+        for batch, (vectors, calls), (sequences, more) in zip(batches, pooled, states):
+            seen, pixels = None, 0
+            if batch[0].context:
+                sizes = [self._size(r.context[0].picture, r) for r in batch]
+                seen = torch.cat([self.latents_of(r.context[0].picture, s) for r, s in zip(batch, sizes)])
+                pixels = sizes[0][0] * sizes[0][1]
+            made.append(Ready([a + b for a, b in zip(calls, more)], pixels,
+                              partial(self._velocity, batch, list(zip(sequences, vectors)), seen)))
+        return made
+
+    def _encoded_texts(self, encode: Callable[[str], tuple[Tensor, bool]], texts: list[str]
+                       ) -> tuple[list[Tensor], list[int]]:
+        """What an encoder makes of a batch's texts, and of "" where that guides, a row for each; each one's calls."""
+        branches = [texts, [""] * len(texts)] if self.options.true_cfg_scale > 1 else [texts]
+        made = [[encode(text) for text in branch] for branch in branches]
+        calls = [sum(new for _, new in one) for one in zip(*made)]
+        return [torch.stack([vector for vector, _ in branch]) for branch in made], calls
 
     def _velocity(self, batch: Sequence[Request], texts: list[tuple[Tensor, Tensor]], seen: Tensor | None,
                   device: torch.device | str) -> Velocity:
@@ -107,13 +111,7 @@ class FluxKontext(Editor):
 
         return velocity
 
-    def _texts(self, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, list[int]]:
-        """T5's states (B, L, D) and CLIP's vectors (B, P) of (CLIP's, T5's) texts, and each pair's encoder calls."""
-        made = [(self.texts.pooled(short), self.texts.states(whole)) for short, whole in texts]
-        calls = [int(pooled[1]) + int(states[1]) for pooled, states in made]
-        return torch.stack([states[0] for _, states in made]), torch.stack([pooled[0] for pooled, _ in made]), calls
-
     def _size(self, picture: Picture, request: Request) -> tuple[int, int]:
         """The (width, height) in which a flawed picture is seen."""
-        size = request.width, request.height
-        return size if picture.size == size else fitted(picture.size, size[0] * size[1], self.patch)
+        size, own = (request.width, request.height), as_rgb(picture).size  # a photograph may lie on its side
+        return size if own == size else fitted(own, size[0] * size[1], self.patch)

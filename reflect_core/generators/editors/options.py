@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...types import Pair, Request, UserError
 from ..checking import is_number, is_whole, one_of
@@ -78,17 +77,3 @@ class QwenOptions(EditOptions):
         self._check_counts("max_sequence_length")
         if not isinstance(self.negative_prompt, str):
             raise UserError(f"option negative_prompt is {self.negative_prompt!r}; expected text")
-
-
-def checked(kind: type[EditOptions], path: Any, options: EditOptions | None, folder: dict[str, Any],
-            changes: dict[str, Any]) -> EditOptions:
-    """All options of a model: `options`, or those of its folder's reflect.json, with the changes on top.
-
-    UserError for one that there is not.
-    """
-    settings = changes if options is not None else folder | changes
-    known = kind.__dataclass_fields__
-    if unknown := sorted(set(settings) - set(known)):
-        raise UserError(f"{path}: this editor has no option {unknown[0]!r}; expected one of "
-                        f"{', '.join(sorted([*known, 'base', 'encoder_device']))}")
-    return kind(**{**({} if options is None else {name: getattr(options, name) for name in known}), **settings})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,11 +34,28 @@ DEFAULTS = {"width": 1024, "height": 1024, "steps": 40, "guidance": 4.0}
 """What its makers' examples have; the first release's has 50 steps."""
 
 
+def _scaled(latents: Tensor, config: Any) -> Tensor:
+    mean, deviation = _statistics(latents, config)
+    return (latents - mean) / deviation
+
+
+def _unscaled(latents: Tensor, config: Any) -> Tensor:
+    mean, deviation = _statistics(latents, config)
+    return latents / (1.0 / deviation) + mean  # in diffusers' way, so that the last bit is the same
+
+
+def _statistics(latents: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Of each channel, (1, C, 1, 1)."""
+    values = (config.latents_mean, config.latents_std)
+    return tuple(torch.tensor(v).view(1, -1, 1, 1).to(latents.device, latents.dtype) for v in values)
+
+
 class QwenEdit(Editor):
     """Edits pictures, and draws plain requests as well as it can. See `Generator`."""
 
     options: QwenOptions
     kind, check, load = QwenOptions, staticmethod(check_folder), staticmethod(load_components)
+    scaled, unscaled = staticmethod(_scaled), staticmethod(_unscaled)
     free = Editor.free | {"negative_prompt"}
 
     def __init__(self, *, pipeline: str, transformer: nn.Module, vae: nn.Module, text_encoder: nn.Module,
@@ -60,33 +78,24 @@ class QwenEdit(Editor):
         """Texts differ in length and would have to be padded; one picture fills a device."""
         return None
 
-    def scaled(self, latents: Tensor) -> Tensor:
-        mean, deviation = self._statistics(latents)
-        return (latents - mean) / deviation
+    def ready(self, batches: Sequence[Sequence[Request]]) -> list[Ready]:
+        requests = [request for (request,) in batches]
+        pictures = [as_rgb(r.context[0].picture) if r.context else None for r in requests]
+        texts = [[self.texts.states(text, picture) for text in self._told(r)] for r, picture in zip(requests, pictures)]
+        made = []
+        for request, picture, told in zip(requests, pictures, texts):
+            seen, size = None, (0, 0)
+            if picture is not None:
+                size = fitted(picture.size, AREA, 32)
+                seen = self.latents_of(picture, size)
+            made.append(Ready([sum(new for _, new in told)], size[0] * size[1],
+                              partial(self._velocity, request, [states for states, _ in told], seen)))
+        return made
 
-    def unscaled(self, latents: Tensor) -> Tensor:
-        latents = latents.to(self.vae.dtype)
-        mean, deviation = self._statistics(latents)
-        return latents / (1.0 / deviation) + mean  # in diffusers' way, so that the last bit is the same
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        values = (self.vae.config.latents_mean, self.vae.config.latents_std)
-        return tuple(torch.tensor(v).view(1, -1, 1, 1).to(latents.device, latents.dtype) for v in values)
-
-    def ready(self, batch: Sequence[Request]) -> Ready:
-        (request,) = batch
-        picture = as_rgb(request.context[0].picture) if request.context else None
-        told = [self.options.told(request).text]
-        if request.guidance > 1:
-            told.append(self.options.negative_prompt)
-        made = [self.texts.states(text, picture) for text in told]
-        seen, size = None, (0, 0)
-        if picture is not None:
-            size = fitted(picture.size, AREA, 32)
-            seen = self.latents_of(picture, size)
-        states = [states for states, _ in made]
-        return Ready([sum(new for _, new in made)], size[0] * size[1],
-                     lambda device: self._velocity(request, states, seen, device))
+    def _told(self, request: Request) -> list[str]:
+        """The instruction, and what guidance leads away from if there is any."""
+        told = self.options.told(request).text
+        return [told, self.options.negative_prompt] if request.guidance > 1 else [told]
 
     def _velocity(self, request: Request, states: list[Tensor], seen: Tensor | None, device: torch.device | str
                   ) -> Velocity:

@@ -20,7 +20,7 @@ from ...types import Picture
 from ..kept import Kept
 from ..places import Places
 from ..rgb import as_rgb
-from .latents import pack
+from .latents import pack, scaled
 
 
 class TextEncoders:
@@ -92,8 +92,7 @@ class ConditionEncoder:
         if self.posterior == "sample":
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
             mean = mean + deviation * noise
-        config = self.vae.config
-        return pack((mean - (config.shift_factor or 0.0)) * config.scaling_factor)
+        return pack(scaled(mean, self.vae.config))
 
     def _moments(self, picture: Picture) -> tuple[Tensor, Tensor]:
         square = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)

@@ -7,6 +7,8 @@ is (0, row, column) in that grid; the condition's grid lies directly to the left
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,16 @@ def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
     b, _, c = tokens.shape
     grid = tokens.view(b, rows, columns, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(b, c // 4, 2 * rows, 2 * columns)
+
+
+def scaled(latents: Tensor, config: Any) -> Tensor:
+    """An autoencoder's latents, of any shape, as the transformer knows them. `config`: the autoencoder's."""
+    return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def unscaled(latents: Tensor, config: Any) -> Tensor:
+    """The other way."""
+    return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def grid_ids(rows: int, columns: int, offset: tuple[int, int] = (0, 0),

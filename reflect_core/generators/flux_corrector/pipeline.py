@@ -19,24 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from ...presets.load import read_settings
-from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
+from ...types import Cost, Drawn, Request, Step, StepCallback, UserError
 from ..checking import OFFLOADS, one_of, options_of
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
 from ..offload import HOME, Offload
 from ..places import Places
-from ..preview import Previews
 from ..quantise import check_quantise
 from ..requests import check_request
 from ..tiling import tile
+from .decoding import Decoder
 from .encoding import ConditionEncoder, TextEncoders, vae_scale
 from .folder import folder_lora, load_components, load_outlines, lora_options
 from .inputs import Batch, encode
-from .latents import grid_ids, schedule, unpack
+from .latents import grid_ids, schedule, unscaled
 from .lora import ConditionLora
 from .options import CorrectorOptions
 from .transformer import Condition, LoraDeltas, denoise, prepare, with_texts
@@ -78,9 +77,8 @@ class FluxCorrector:
         self.conditions = ConditionEncoder(vae, options.condition_size, options.posterior,
                                            options.condition_cache, self.places)
         self._deltas: LoraDeltas | None = None
-        self.previews = Previews(vae, vae_scale(vae), self.places)
         self.patch = vae_scale(vae) * 2
-        self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
+        self.decoder = Decoder(vae, self.patch, self.places, unscaled)
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | ConditionLora | None = None,
@@ -161,7 +159,7 @@ class FluxCorrector:
         up to fp32 rounding (1e-5), and to the last bit when the same requests are drawn again.
         `callback` is called after each step of each batch and may raise to cancel.
         """
-        made = self._made(requests, callback, self._decode)
+        made = self._made(requests, callback, self.decoder.pictures)
         return [Drawn(picture, Cost(pictures=1, denoiser_evaluations=self.evaluations(request),
                                     text_encoder_calls=encoded, seconds=seconds))
                 for request, (picture, encoded, seconds) in zip(requests, made)]
@@ -177,7 +175,7 @@ class FluxCorrector:
         finish: the results of latent tokens (B, N, C) that go together, given one of their requests.
         """
         for request in requests:
-            check_request(request, self.patch, self.max_context)
+            check_request(request, self.patch, self.max_context, self.defaults["guidance"])
         made: list = [None] * len(requests)
         rows = self._batches(requests)
         batches = [Batch([requests[row] for row in numbers]) for numbers in rows]
@@ -188,7 +186,7 @@ class FluxCorrector:
                    channels=self.transformer.config.in_channels // 4, dtype=self.transformer.dtype)
             for batch in batches if callback is not None else ():
                 with batch.watch:
-                    self.previews.prepare(batch.requests[0])
+                    self.decoder.prepare(batch.requests[0])
             latents = []
             for batch in batches:
                 with batch.watch:
@@ -239,7 +237,7 @@ class FluxCorrector:
             if callback is not None:
                 # Where the straight way from before the step leads to.
                 straight = partial(torch.sub, before, t / 1000 * velocity)
-                callback(Step(step, first.steps, lambda end=straight: self._preview(end(), first)))
+                callback(Step(step, first.steps, lambda end=straight: self.decoder.preview(end(), first)))
         return latents
 
     def _laid_out(self) -> LoraDeltas | ConditionLora | None:
@@ -250,26 +248,6 @@ class FluxCorrector:
         if self._deltas is None:
             self._deltas = LoraDeltas.of(self.lora, self.transformer)
         return self._deltas
-
-    def _preview(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to small pictures."""
-        return self.previews.made(self._unpacked(latents, request), request, self._picture)
-
-    def _decode(self, latents: Tensor, request: Request) -> list[Picture]:
-        """Tokens (B, N, C) to pictures, one at a time: the decoder's activations are large."""
-        pixels = request.width * request.height
-        return [self._picture(row[None], self.places("vae", pixels)) for row in self._unpacked(latents, request)]
-
-    def _picture(self, latents: Tensor, device: torch.device | str) -> Picture:
-        """Latents (1, C, H, W) through the decoder."""
-        image = self.vae.decode(latents.to(device), return_dict=False)[0]
-        return self.processor.postprocess(image, output_type="pil")[0]
-
-    def _unpacked(self, latents: Tensor, request: Request) -> Tensor:
-        """Tokens (B, N, C) to what the autoencoder decodes (B, C / 4, H, W)."""
-        config = self.vae.config
-        latents = unpack(latents, request.height // self.patch, request.width // self.patch)
-        return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def _check_parts(transformer: nn.Module, **parts: nn.Module | None) -> None:

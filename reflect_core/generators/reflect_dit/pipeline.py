@@ -151,7 +151,7 @@ class ReflectDiT:
         to cancel.
         """
         for request in requests:
-            check_request(request, self.patch, self.max_context)
+            check_request(request, self.patch, self.max_context, self.defaults["guidance"])
             if request.steps > self.schedule_config["num_train_timesteps"]:
                 raise UserError(f"steps is {request.steps}; expected at most the "
                                 f"{self.schedule_config['num_train_timesteps']} that the model was trained with")
