@@ -38,7 +38,7 @@ def test_every_option_of_every_family_is_explained():
     assert SERVER_OPTIONS.keys() == {f.name for f in fields(ServerOptions)}
     assert SANA_OPTIONS.keys() == {f.name for f in fields(ReflectOptions)} | set(LOADING)
     assert EDIT_OPTIONS.keys() == {f.name for kind in (KontextOptions, QwenOptions) for f in fields(kind)} | {
-        "base", "encoder_device", "offload"}
+        "base", *LOADING}
 
 
 def test_the_values_shown_are_those_of_the_policies(capsys):

@@ -100,6 +100,8 @@ EDIT_OPTIONS = {
             "(of which FLUX.1-dev alone is needed); its parts as --part base:vae=PATH; 'none': not reflect.json's",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with Kontext, 17 GB with Qwen",
     "offload": "'component' or 'layers', as of FLUX models",
+    "quantise": "as of FLUX models; of the base too",
+    "vae_tiling": "true works on large pictures tile by tile, in less memory: an approximation",
     "max_batch": "pictures drawn at once, of Kontext (4); Qwen draws one at a time",
     "true_cfg_scale": "of Kontext: classifier-free guidance on top of its own, at twice the cost; 1: off",
     "negative_prompt": "of Qwen: what its guidance leads away from (a space)",

@@ -34,10 +34,14 @@ class DrawAndEdit:
 
     @staticmethod
     def load_drawer(base: ModelChoice, dtype: torch.dtype, device: str | torch.device,
-                    encoder_device: str | torch.device | None) -> Generator:
-        """The drawing model, in an editor's dtype and place. UserError, that says that it is about the base."""
+                    encoder_device: str | torch.device | None, quantise: str = "none",
+                    pack_on: str | torch.device | None = None) -> Generator:
+        """The drawing model, in an editor's dtype, place and bits; a file of GGUF is packed as it is. UserError, that
+        says that it is about the base."""
         base.device, base.dtype = str(device), str(dtype).removeprefix("torch.")
-        extra = {} if encoder_device is None else {"encoder_device": encoder_device}
+        extra: dict[str, Any] = {} if encoder_device is None else {"encoder_device": encoder_device}
+        if quantise != "none" and base.folder.suffix.lower() != ".gguf":
+            extra |= {"quantise": quantise, "pack_on": pack_on}
         try:
             return base.load(**extra)
         except UserError as error:

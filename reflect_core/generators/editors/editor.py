@@ -31,6 +31,7 @@ from ...presets.load import read_settings
 from ...reflectors.told import foreign
 from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
+from ..checking import LOADING as OF_ALL
 from ..checking import OFFLOADS, one_of, options_of
 from ..clock import Stopwatch
 from ..flux_corrector.decoding import Decoder
@@ -39,15 +40,17 @@ from ..kept import Kept
 from ..memory import enough_memory
 from ..offload import HOME, Offload
 from ..places import Places
+from ..quantise import check_quantise
 from ..requests import check_request
 from ..rgb import as_rgb
+from ..tiling import tile
 from .draw_and_edit import DrawAndEdit
 from .options import EditOptions
 
 CURES = ("offload=component or offload=layers, encoder_device='cpu' for the text encoders, a smaller size, max_batch=1 "
          "where the editor has it, or dtype=torch.bfloat16")
 
-LOADING = ("base", "encoder_device", "offload")
+LOADING = ("base", *OF_ALL)
 """What can be said where an editor is loaded, besides its options."""
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(tokens (B, N, C), times (B,) from 1 to 0) -> where they go, (B, N, C)."""
@@ -78,7 +81,7 @@ class Editor(ABC):
     check: ClassVar[Callable[..., Any]]
     """UserError for a folder that is not whole, or of another family; reads no weights."""
     load: ClassVar[Callable[..., dict[str, Any]]]
-    """(folder, dtype, device, encoder_device) -> what the constructor takes."""
+    """(folder, dtype, device, encoder_device, *, quantise, pack_on) -> what the constructor takes."""
     scaled: ClassVar[Callable[[Tensor, Any], Tensor]]
     """(the autoencoder's latents (B, C, h, w), its config) -> latents as the transformer knows them."""
     unscaled: ClassVar[Callable[[Tensor, Any], Tensor]]
@@ -103,12 +106,15 @@ class Editor(ABC):
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch)
         self.decoder = Decoder(vae, self.patch, self.places, self.unscaled)
         self.seen = Kept(options.picture_cache)
+        if options.vae_tiling:
+            tile(vae, scale)
 
     @classmethod
     def from_folder(cls, path: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32,
                     device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
                     offload: str = "none", base: str | Path | ModelChoice | None = None,
-                    options: EditOptions | None = None, **changes: Any) -> Generator:
+                    options: EditOptions | None = None, quantise: str = "none",
+                    pack_on: str | torch.device | None = None, **changes: Any) -> Generator:
         """Load a model folder in diffusers layout, without network. What is wrong is said before any weight is read.
 
         Args:
@@ -119,6 +125,9 @@ class Editor(ABC):
             base: another model, which draws what has no flawed picture, by any name that a model has; see
                 `DrawAndEdit`. None: what reflect.json says; 'none': none.
             options: all switches at once, instead of those in the folder's reflect.json.
+            quantise: fewer bits for the transformer and the large text encoder, see `generators/quantise.py`, of the
+                base too, where that is not packed already.
+            pack_on: where bitsandbytes packs them, if they are kept elsewhere; None: where they compute.
             changes: single switches, on top of either.
 
         Raises UserError for a folder or option that cannot be used.
@@ -131,10 +140,14 @@ class Editor(ABC):
         options = options_of(cls.kind, "this editor", path, options, settings, changes, LOADING)
         cls.check(path)
         one_of("offload", offload, OFFLOADS)
+        pack_on = device if pack_on is None and offload != "none" else pack_on
+        check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
         chosen = find_base(Path(path), base, own_base)
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        drawer = None if chosen is None else DrawAndEdit.load_drawer(chosen, dtype, home, encoder_home)
-        editor = cls(**cls.load(path, dtype, home, encoder_home), options=options, defaults=defaults)
+        packed = {"quantise": quantise, "pack_on": pack_on}
+        drawer = None if chosen is None else DrawAndEdit.load_drawer(chosen, dtype, home, encoder_home, **packed)
+        loaded = cls.load(path, dtype, home, encoder_home, **packed)
+        editor = cls(**loaded, options=options, defaults=defaults)
         made = editor if drawer is None else DrawAndEdit(drawer, editor)
         if offload != "none":
             encoders = [name for name in made.parts if name.rpartition(":")[2].startswith("text_encoder")]

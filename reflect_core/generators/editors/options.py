@@ -24,11 +24,15 @@ class EditOptions:
     """Texts whose states are kept."""
     picture_cache: int = 16
     """Flawed pictures whose latents are kept."""
+    vae_tiling: bool = False
+    """Encode and decode pictures larger than 512 pixels tile by tile: less memory, and an approximation, see
+    `tiling.py`."""
 
     def __post_init__(self) -> None:
         one_of("target", self.target, TARGETS)
-        if not isinstance(self.keep, bool):
-            raise UserError(f"option keep is {self.keep!r}; expected true or false, without quotes")
+        for name in ("keep", "vae_tiling"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"option {name} is {getattr(self, name)!r}; expected true or false, without quotes")
         self._check_counts("max_words", "text_cache", "picture_cache")
 
     def _check_counts(self, *names: str) -> None:

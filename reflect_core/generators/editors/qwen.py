@@ -132,7 +132,7 @@ class Stills:
 
     def __init__(self, vae: nn.Module) -> None:
         self.vae, self.config = vae, vae.config
-        self.parameters = vae.parameters
+        self.parameters, self.enable_tiling = vae.parameters, vae.enable_tiling
 
     @property
     def dtype(self) -> torch.dtype:

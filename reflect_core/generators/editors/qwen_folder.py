@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...model_files import read_json
 from ...types import UserError
 from ..loading import class_of, load_part, quiet, wrapped
 from ..memory import enough_memory
 from ..part_folder import check_index
+from ..quantise import load_packed
 
 CURES = "dtype=torch.bfloat16, or device='cpu'"
 
@@ -31,6 +31,9 @@ _CLASSES = {
     "processor": tuple(("transformers", kind) for kind in ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")),
     "scheduler": (("diffusers", "FlowMatchEulerDiscreteScheduler"),),
 }
+MODELS = ("transformer", "vae", "text_encoder")
+PACKED = ("transformer", "text_encoder")
+"""Components whose weights may be kept in fewer bits."""
 PLUS = "QwenImageEditPlusPipeline"
 
 
@@ -46,12 +49,15 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
 
 
 def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-                    encoder_device: str | torch.device | None = None) -> dict[str, Any]:
+                    encoder_device: str | torch.device | None = None, quantise: str = "none",
+                    pack_on: str | torch.device | None = None) -> dict[str, Any]:
     """Every component by its name, models in evaluation mode and frozen; of the processor the pictures' part, as
     `image_processor`, and the pipeline's templates as `pipeline`. Raises UserError, naming the file.
 
     Args:
         encoder_device: where the text encoder goes; None: `device`, like the rest.
+        quantise: how the weights of transformer and text encoder are kept, see `generators/quantise.py`.
+        pack_on: where bitsandbytes packs them, before they go to their `device`; None: there.
     """
     import transformers
 
@@ -65,8 +71,9 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
                     transformers.Qwen2VLImageProcessor.from_pretrained(folder / "processor", local_files_only=True)))
                 continue
             where = encoder_device if encoder_device is not None and name == "text_encoder" else device
-            part = load_part(folder, name, index[name], dtype)
-            parts[name] = part.to(where) if isinstance(part, nn.Module) else part
+            way = quantise if name in PACKED else "none"
+            parts[name] = (load_packed(folder, name, index[name], dtype, where, way, pack_on) if name in MODELS else
+                           load_part(folder, name, index[name], dtype))
     return parts
 
 

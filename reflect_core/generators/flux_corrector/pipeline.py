@@ -85,7 +85,8 @@ class FluxCorrector:
                     dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
                     encoder_device: str | torch.device | None = None, offload: str = "none",
                     options: CorrectorOptions | None = None, parts: Mapping[str, str | Path] | None = None,
-                    quantise: str = "none", **changes: Any) -> FluxCorrector:
+                    quantise: str = "none", pack_on: str | torch.device | None = None,
+                    **changes: Any) -> FluxCorrector:
         """Load a model folder or single files, without network. What is wrong is said before any weight is read.
 
         Args:
@@ -102,6 +103,7 @@ class FluxCorrector:
             options: all switches at once, instead of those in the folder's reflect.json.
             parts: components that come from elsewhere, by name, each a folder or a single file.
             quantise: fewer bits for transformer and T5, see `generators/quantise.py`.
+            pack_on: where bitsandbytes packs them, if they are kept elsewhere; None: where they compute.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, LoRA or option that cannot be used.
@@ -111,7 +113,8 @@ class FluxCorrector:
         if isinstance(lora, (str, Path)):
             settings |= lora_options(lora)
         options = options_of(CorrectorOptions, "a FLUX corrector", path, options, settings, changes)
-        check_quantise(quantise, device, offload, encoder_device)
+        pack_on = device if pack_on is None and offload != "none" else pack_on
+        check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
         outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])
         lora = folder_lora(path) if lora is None else lora
@@ -121,8 +124,7 @@ class FluxCorrector:
         elif lora is not None:
             lora = ConditionLora.load(lora, outlines["transformer"])
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        loaded = load_components(path, dtype, home, encoder_home, parts, quantise,
-                                 None if offload == "none" else device)
+        loaded = load_components(path, dtype, home, encoder_home, parts, quantise, pack_on)
         if lora is not None:
             lora = lora.to(home, dtype).requires_grad_(False)
         made = cls(**loaded, lora=lora, options=options, defaults=defaults)

@@ -84,7 +84,7 @@ class ReflectDiT:
                     device: str | torch.device = "cpu", encoder_device: str | torch.device | None = None,
                     offload: str = "none", options: ReflectOptions | None = None,
                     parts: Mapping[str, str | Path] | None = None, quantise: str = "none",
-                    **changes: Any) -> ReflectDiT:
+                    pack_on: str | torch.device | None = None, **changes: Any) -> ReflectDiT:
         """Load a model folder, without network. What is wrong is said before any weight of the model is read.
 
         Args:
@@ -99,6 +99,7 @@ class ReflectDiT:
             parts: components that come from elsewhere, by name, each a folder; see `sources.py`.
             quantise: fewer bits for the transformer and Gemma, see `generators/quantise.py`. Reflect-DiT's own layers
                 stay as they are.
+            pack_on: where bitsandbytes packs them, if they are kept elsewhere; None: where they compute.
             changes: single switches, on top of either.
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
@@ -108,14 +109,14 @@ class ReflectDiT:
         if lora is not None:  # what it was trained with
             settings |= read_settings(lora if Path(lora).is_dir() else Path(lora).parent)[1]
         options = options_of(ReflectOptions, "Reflect-DiT", path, options, settings, changes)
-        check_quantise(quantise, device, offload, encoder_device)
+        pack_on = device if pack_on is None and offload != "none" else pack_on
+        check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
         sources = find_sources(path, lora, parts)
         if VISION in sources:
             seen = sources[VISION].config
             pooled_side(options.image_tokens, seen.get("image_size", 224) // seen.get("patch_size", 16))
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
-        loaded = load_components(path, lora, dtype, home, parts, encoder_home, quantise,
-                                 None if offload == "none" else device)
+        loaded = load_components(path, lora, dtype, home, parts, encoder_home, quantise, pack_on)
         made = cls(**loaded, options=options, defaults=defaults)
         if offload != "none":
             own = {} if encoder_device is None else dict.fromkeys(ENCODERS, encoder_device)
