@@ -99,7 +99,7 @@ def test_by_tiles(folders, kind, monkeypatch):
     same = [np.array_equal(*both) for both in zip(drawn(plain), drawn(tiled))]
     # What is no larger than a tile is as it was; Qwen sees a flawed picture at 1024 x 1024.
     assert same == ([True] * 4 if kind == "kontext" else [True, False, False, True])
-    large = Request("a red circle", 3, 128, 128, 1, 2.5)
+    large = Request("a red circle", 3, 128, 128, 2, 2.5)
     one, other = (np.asarray(model.draw([large])[0].picture).astype(int) for model in (plain, tiled))
     assert one.shape == other.shape == (128, 128, 3) and not np.array_equal(one, other)
     assert np.abs(one - other).mean() < 30
