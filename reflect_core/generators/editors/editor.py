@@ -31,13 +31,13 @@ from ...presets.load import read_settings
 from ...reflectors.told import foreign
 from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
-from ..checking import OFFLOADS, one_of, options_of
+from ..checking import options_of
 from ..clock import Stopwatch
 from ..flux_corrector.decoding import Decoder
 from ..flux_corrector.latents import request_noise, schedule
 from ..kept import Kept
 from ..memory import enough_memory
-from ..offload import HOME, Offload
+from ..offload import HOME, Offload, check_offload
 from ..places import Places
 from ..requests import check_request
 from ..rgb import as_rgb
@@ -130,7 +130,7 @@ class Editor(ABC):
         own_base = settings.pop("base", None)
         options = options_of(cls.kind, "this editor", path, options, settings, changes, LOADING)
         cls.check(path)
-        one_of("offload", offload, OFFLOADS)
+        check_offload(offload)
         chosen = find_base(Path(path), base, own_base)
         home, encoder_home = (device, encoder_device) if offload == "none" else (HOME, None)
         drawer = None if chosen is None else DrawAndEdit.load_drawer(chosen, dtype, home, encoder_home)

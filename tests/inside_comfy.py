@@ -1,0 +1,137 @@
+"""Run by ComfyUI's own Python: its memory manager, as it is, and a model of ours, on a card that is played by the CPU.
+
+    python inside_comfy.py COMFYUI FOLDER GGUF < cases
+
+A case is a line of JSON, {"quantise", "keep", "budget", "dtype"}, and so is what came of it. The card is `cpu:0`: torch
+takes it for another device than `cpu`, so that what goes there is copied, and ComfyUI is told that it is none.
+"""
+
+import importlib.util
+import json
+import sys
+import tempfile
+import traceback
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+COMFYUI, FOLDER, GGUF = sys.argv[1:]
+ROOT = Path(__file__).resolve().parents[1]
+sys.argv = ["main.py", "--cpu", "--base-directory", tempfile.mkdtemp()]
+sys.path.insert(0, COMFYUI)
+
+import torch  # noqa: E402
+from aligned import aligned  # noqa: E402
+
+library = torch.library.Library("torchvision", "FRAGMENT")  # see bench/engine.py
+for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+                 "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
+    try:
+        library.define(operator)
+    except RuntimeError:
+        pass
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import comfy.model_management as manager  # noqa: E402
+
+CARD, HOME = torch.device("cpu:0"), torch.device("cpu")
+BUDGET = [0.0]
+"""Bytes of a part's weights that ComfyUI believes to have room for."""
+manager.get_torch_device = manager.text_encoder_device = manager.vae_device = lambda: CARD
+manager.is_device_cpu = lambda device: device.index is None
+manager.vram_state = manager.VRAMState.NORMAL_VRAM
+load_as_it_is = manager.LoadedModel.model_load
+manager.LoadedModel.model_load = lambda self, lowvram_model_memory=0, **more: load_as_it_is(
+    self, max(0.1, BUDGET[0] - self.model_loaded_memory()) if lowvram_model_memory else 0, **more)
+manager.soft_empty_cache = lambda *arguments: None
+
+spec = importlib.util.spec_from_file_location("reflect_pack", ROOT / "__init__.py",
+                                              submodule_search_locations=[str(ROOT)])
+pack = importlib.util.module_from_spec(spec)
+sys.modules["reflect_pack"] = pack
+spec.loader.exec_module(pack)
+import diffusers  # noqa: E402
+from reflect_pack.nodes import model as nodes  # noqa: E402
+from reflect_pack.nodes.streamed import is_packed  # noqa: E402
+from reflect_pack.reflect_core.generators import quantise as ways  # noqa: E402
+from reflect_pack.reflect_core.presets.choice import ModelChoice  # noqa: E402
+from reflect_pack.reflect_core.types import Pair, Request  # noqa: E402
+
+for package in ("peft", "bitsandbytes"):  # these look for a GPU when they are imported
+    if importlib.util.find_spec(package) is not None:
+        __import__(package)
+diffusers.FluxTransformer2DModel, diffusers.AutoencoderKL
+
+
+@contextmanager
+def a_gpu():
+    """diffusers refuses bitsandbytes where there is none, which bitsandbytes itself does not."""
+    there, ways.NEED_GPU, torch.cuda.is_available = torch.cuda.is_available, (), lambda: True
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = there
+
+
+def load(quantise, keep, dtype):
+    parts = {"transformer": GGUF} if quantise == "gguf" else {}
+    options = {} if quantise in ("none", "gguf") else {"quantise": quantise}
+    with a_gpu() if quantise == "nf4" else nullcontext():
+        return nodes.ReflectModel(ModelChoice(FOLDER, dtype=dtype, options=options, parts=parts), keep)
+
+
+def draw(model):
+    """A plain picture, and one that is corrected, as bytes; under inference mode, as ComfyUI runs its nodes."""
+    asked = Request("two red circle left of a blue square", 3, 32, 32, 2, 3.5)
+    with torch.inference_mode():
+        first = model.generator.draw([asked])[0].picture
+        told = Request(asked.prompt, 4, 32, 32, 2, 3.5, context=(Pair("make it blue", picture=first),))
+        return [*(latents.float().numpy().tobytes().hex() for latents in model.generator.draw_latents([asked, told])),
+                first.tobytes().hex()]
+
+
+def layers(model):
+    return [layer for part in model.generator.parts.values() for layer in part.modules()]
+
+
+def watch(model, seen):
+    """Hooks, after those of the pack: whether packed layers compute with weights that are not those at home."""
+    for layer in layers(model):
+        if is_packed(layer):
+            def spy(layer, arguments, home=layer.weight.untyped_storage()):
+                seen.append(layer.weight.untyped_storage().data_ptr() != home.data_ptr())
+
+            layer.register_forward_pre_hook(spy)
+
+
+def run(quantise, keep, budget, dtype):
+    BUDGET[0] = budget
+    model, seen = load(quantise, keep, dtype), []
+    aligned(model.generator)
+    for layer in layers(model):
+        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; on a card it does not.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    watch(model, seen)
+    home = {layer: layer.weight.untyped_storage() for layer in layers(model) if is_packed(layer)}
+    patcher = model.patcher
+    said = {"pictures": [draw(model)], "size": patcher.model_size(), "loaded": patcher.loaded_size(),
+            "packed": sum(map(is_packed, layers(model))), "moved": all(seen) and len(seen)}
+    said["stayed"] = sum(layer.weight.untyped_storage().data_ptr() == at.data_ptr() for layer, at in home.items())
+    manager.unload_all_models()
+    said["unloaded"] = patcher.loaded_size()
+    said["pictures"].append(draw(model))
+    # As another model asks for some of the room: what can be is moved out of it, the rest goes.
+    manager.free_memory(1e30, CARD)
+    said["pictures"].append(draw(model))
+    said["dtype"] = str(model.generator.transformer.dtype)
+    return said
+
+
+for line in sys.stdin:
+    try:
+        came = run(**json.loads(line))
+    except Exception:
+        came = {"error": traceback.format_exc()}
+    print("\n>" + json.dumps(came), flush=True)

@@ -1,0 +1,90 @@
+"""Packed weights under ComfyUI's memory manager: moved whole, or layer by layer, they draw the same to the bit."""
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+
+import pytest
+from flux_files import component_tensors, write_base
+
+from reflect_core.bench.engine import ROOT, SKIP, find_comfyui, python_of
+
+COMFYUI = find_comfyui()
+pytestmark = pytest.mark.skipif(COMFYUI is None, reason=SKIP)
+PACKAGE = {"gguf": "gguf", "nf4": "bitsandbytes"}
+SOME = 200_000
+"""Bytes: room for a part of the tiny transformer's layers."""
+BUDGETS = {"nothing": 0.1, "some": SOME, "all": 1e12}
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory):
+    """A process of ComfyUI's Python that runs one case after the other; each is run once."""
+    base = write_base(tmp_path_factory.mktemp("base"))
+    packed = base.parent / "flux1-dev.gguf"
+    if importable(sys.executable, "gguf"):
+        from test_gguf_files import write_gguf
+
+        write_gguf(packed, component_tensors(base)["transformer"], "Q8_0")
+    command = [python_of(COMFYUI), str(ROOT / "tests" / "inside_comfy.py"), str(COMFYUI), str(base), str(packed)]
+    log = open(base.parent / "log.txt", "w+")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=base)
+    done = {}
+
+    def run(quantise, keep, budget="all", dtype="float32"):
+        for python in {sys.executable, python_of(COMFYUI)} if quantise in PACKAGE else ():
+            if not importable(python, PACKAGE[quantise]):
+                pytest.skip(f"{python} has no {PACKAGE[quantise]}")
+        case = json.dumps({"quantise": quantise, "keep": keep, "budget": BUDGETS[budget], "dtype": dtype})
+        if case not in done:
+            print(case, file=process.stdin, flush=True)
+            answer = next((line for line in process.stdout if line.startswith(">")), None)
+            assert answer is not None, (base.parent / "log.txt").read_text()[-3000:]
+            done[case] = json.loads(answer[1:])
+        assert "error" not in done[case], done[case]["error"]
+        return done[case]
+
+    yield run
+    process.stdin.close()
+    process.wait(20)
+    log.close()
+
+
+@lru_cache
+def importable(python, package):
+    there = f"import importlib.util; assert importlib.util.find_spec({package!r})"
+    return not subprocess.run([python, "-c", there], capture_output=True).returncode
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantise", ["none", "fp8", "nf4", "gguf"])
+def test_a_part_that_comes_and_goes_whole_draws_the_same(inside, quantise, dtype):
+    done = inside(quantise, "whole", dtype=dtype)
+    assert done["dtype"] == f"torch.{dtype}"
+    first, evicted, freed = done["pictures"]
+    assert first == evicted == freed
+    assert done["loaded"] == done["size"] and done["unloaded"] == 0
+    assert bool(done["packed"]) == (quantise != "none") and done["stayed"] == 0
+    plain = inside("none", "whole", dtype=dtype)
+    assert (first == plain["pictures"][0]) == (quantise == "none")
+    # All but norms, biases and what is not packed: a quarter for nf4, with its scales, as of fp32.
+    most = {"none": 1, "fp8": 0.6, "nf4": 0.6, "gguf": 0.6}[quantise] if dtype == "float32" else 1
+    assert done["size"] <= plain["size"] * most
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("quantise", ["none", "fp8", "nf4", "gguf"])
+def test_layers_that_come_as_they_compute_draw_the_same(inside, quantise, budget):
+    whole, done = inside(quantise, "whole"), inside(quantise, "streamed", budget)
+    assert done["pictures"] == whole["pictures"]
+    assert done["unloaded"] == 0
+    if budget == "all":
+        assert done["loaded"] == done["size"]
+    elif budget == "some":
+        assert 0 < done["loaded"] <= SOME < done["size"]
+    if quantise != "none":
+        assert done["packed"] == whole["packed"] > 20
+        assert done["moved"], "no layer has computed with the weights in main memory"
+        assert {"nothing": done["stayed"] == done["packed"], "some": 0 < done["stayed"] < done["packed"],
+                "all": done["stayed"] == 0}[budget]
