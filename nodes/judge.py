@@ -119,7 +119,7 @@ class ReflectReflector(io.ComfyNode):
                 if image is not None or verdict is not None:
                     raise UserError("got a run and an image or verdict too; expected either the run or those two")
                 _expect_prompt(run_in, prompt)
-                after = relay.reflect(run_in, reflector, _progress(cls))
+                after = _known(relay.reflect(run_in, reflector, _progress(cls)), "reflector", judge, prompt)
                 run = after.run
                 said = [run.reflection(c.id, run.rounds) for c in run.candidates]
                 return io.NodeOutput(after, "\n".join(text for text in said if text))
@@ -149,10 +149,17 @@ class ReflectRefiner(io.ComfyNode):
                                 "out")
             relay.expect_run(run_in)
             _expect_prompt(run_in, prompt)
-            after = relay.refine(run_in, judge.actors.refiner, _progress(cls))
+            after = _known(relay.refine(run_in, judge.actors.refiner, _progress(cls)), "refiner", judge, prompt)
             run = after.run
             said = [run.refinement(c.id, run.rounds) for c in run.candidates]
             return io.NodeOutput(after, "\n".join(text for text in said if text) or prompt)
+
+
+def _known(so_far: relay.RunSoFar, role: str, judge: ReflectJudge, prompt: str) -> relay.RunSoFar:
+    """The run with who reflects or rewrites on its record, where that is another one than who judges."""
+    others = {name: value for name, value in so_far.settings.items() if name != role}
+    said = judge.judge.settings(prompt)
+    return replace(so_far, settings=others if said == others.get("judge") else {**others, role: said})
 
 
 def _round(so_far: relay.RunSoFar | None) -> int | None:

@@ -48,6 +48,11 @@ class Parts:
                     stream(module, load)
             self.patchers[name] = ModelPatcher(_Holder(modules).to(offload), load, offload)
 
+    @property
+    def device(self) -> str:
+        """Where a judge computes, which has one part or several beside each other."""
+        return str(next(iter(self.patchers.values())).load_device)
+
     def place(self, name: str, pixels: int = 0) -> torch.device:
         """Load a part, also when another node has had it evicted, with room for `pixels` at once, and say where it
         computes. Raises ComfyUI's own exception if somebody pressed Cancel."""

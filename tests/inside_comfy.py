@@ -2,8 +2,9 @@
 
     python inside_comfy.py COMFYUI FOLDER GGUF < cases
 
-A case is a line of JSON, {"quantise", "keep", "budget", "dtype"}, and so is what came of it. The card is `cpu:0`: torch
-takes it for another device than `cpu`, so that what goes there is copied, and ComfyUI is told that it is none.
+A case is a line of JSON, {"quantise", "keep", "budget", "dtype"} or {"judge", "folder"}, and so is what came of it.
+The card is `cpu:0`: torch takes it for another device than `cpu`, so that what goes there is copied, and ComfyUI is
+told that it is none.
 """
 
 import importlib.util
@@ -52,16 +53,19 @@ pack = importlib.util.module_from_spec(spec)
 sys.modules["reflect_pack"] = pack
 spec.loader.exec_module(pack)
 import diffusers  # noqa: E402
+import folder_paths  # noqa: E402
 from reflect_pack.nodes import model as nodes  # noqa: E402
 from reflect_pack.nodes.streamed import is_packed  # noqa: E402
 from reflect_pack.reflect_core.generators import quantise as ways  # noqa: E402
 from reflect_pack.reflect_core.presets.choice import ModelChoice  # noqa: E402
 from reflect_pack.reflect_core.types import Pair, Request  # noqa: E402
 
-for package in ("peft", "bitsandbytes"):  # these look for a GPU when they are imported
+# These look for a GPU when they are imported.
+for package in ("peft", "bitsandbytes"):
     if importlib.util.find_spec(package) is not None:
         __import__(package)
-diffusers.FluxTransformer2DModel, diffusers.AutoencoderKL
+for name in ("FluxTransformer2DModel", "AutoencoderKL"):
+    getattr(diffusers, name)
 
 
 @contextmanager
@@ -99,10 +103,9 @@ def watch(model, seen):
     """Hooks, after those of the pack: whether packed layers compute with weights that are not those at home."""
     for layer in layers(model):
         if is_packed(layer):
-            def spy(layer, arguments, home=layer.weight.untyped_storage()):
-                seen.append(layer.weight.untyped_storage().data_ptr() != home.data_ptr())
-
-            layer.register_forward_pre_hook(spy)
+            home = layer.weight.untyped_storage()
+            layer.register_forward_pre_hook(lambda layer, arguments, home=home: seen.append(
+                layer.weight.untyped_storage().data_ptr() != home.data_ptr()))
 
 
 def run(quantise, keep, budget, dtype):
@@ -110,7 +113,7 @@ def run(quantise, keep, budget, dtype):
     model, seen = load(quantise, keep, dtype), []
     aligned(model.generator)
     for layer in layers(model):
-        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; on a card it does not.
+        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; it does not on a card.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     watch(model, seen)
@@ -129,9 +132,23 @@ def run(quantise, keep, budget, dtype):
     return said
 
 
+def judge(judge, folder):
+    """What is told of a judge from a folder, and what a record would know of it."""
+    from reflect_pack.nodes.language_judge import ReflectLocalJudge
+    from reflect_pack.nodes.reward_judge import ReflectRewardJudge
+
+    there = Path(folder_paths.models_dir) / "LLM" / Path(folder).name
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.symlink_to(folder)
+    made = (ReflectLocalJudge.execute(there.name, "match", "none", -1.0) if judge == "local" else
+            ReflectRewardJudge.execute(judge, there.name, -1.0))
+    return {"told": made.args[1], "options": made.args[0].judge.settings()["options"]}
+
+
 for line in sys.stdin:
+    case = json.loads(line)
     try:
-        came = run(**json.loads(line))
+        came = judge(**case) if "judge" in case else run(**case)
     except Exception:
         came = {"error": traceback.format_exc()}
     print("\n>" + json.dumps(came), flush=True)

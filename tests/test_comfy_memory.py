@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import pytest
 from flux_files import component_tensors, write_base
+from tiny_rewards import write_tiny_clip
+from tiny_vlm import write_tiny_qwen
 
 from reflect_core.bench.engine import ROOT, SKIP, find_comfyui, python_of
 
@@ -32,11 +34,8 @@ def inside(tmp_path_factory):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=base)
     done = {}
 
-    def run(quantise, keep, budget="all", dtype="float32"):
-        for python in {sys.executable, python_of(COMFYUI)} if quantise in PACKAGE else ():
-            if not importable(python, PACKAGE[quantise]):
-                pytest.skip(f"{python} has no {PACKAGE[quantise]}")
-        case = json.dumps({"quantise": quantise, "keep": keep, "budget": BUDGETS[budget], "dtype": dtype})
+    def ask(**case):
+        case = json.dumps(case)
         if case not in done:
             print(case, file=process.stdin, flush=True)
             answer = next((line for line in process.stdout if line.startswith(">")), None)
@@ -45,7 +44,7 @@ def inside(tmp_path_factory):
         assert "error" not in done[case], done[case]["error"]
         return done[case]
 
-    yield run
+    yield ask
     process.stdin.close()
     process.wait(20)
     log.close()
@@ -57,16 +56,27 @@ def importable(python, package):
     return not subprocess.run([python, "-c", there], capture_output=True).returncode
 
 
+@pytest.fixture(scope="module")
+def drawn(inside):
+    def run(quantise, keep, budget="all", dtype="float32"):
+        for python in {sys.executable, python_of(COMFYUI)} if quantise in PACKAGE else ():
+            if not importable(python, PACKAGE[quantise]):
+                pytest.skip(f"{python} has no {PACKAGE[quantise]}")
+        return inside(quantise=quantise, keep=keep, budget=BUDGETS[budget], dtype=dtype)
+
+    return run
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantise", ["none", "fp8", "nf4", "gguf"])
-def test_a_part_that_comes_and_goes_whole_draws_the_same(inside, quantise, dtype):
-    done = inside(quantise, "whole", dtype=dtype)
+def test_a_part_that_comes_and_goes_whole_draws_the_same(drawn, quantise, dtype):
+    done = drawn(quantise, "whole", dtype=dtype)
     assert done["dtype"] == f"torch.{dtype}"
     first, evicted, freed = done["pictures"]
     assert first == evicted == freed
     assert done["loaded"] == done["size"] and done["unloaded"] == 0
     assert bool(done["packed"]) == (quantise != "none") and done["stayed"] == 0
-    plain = inside("none", "whole", dtype=dtype)
+    plain = drawn("none", "whole", dtype=dtype)
     assert (first == plain["pictures"][0]) == (quantise == "none")
     # All but norms, biases and what is not packed: a quarter for nf4, with its scales, as of fp32.
     most = {"none": 1, "fp8": 0.6, "nf4": 0.6, "gguf": 0.6}[quantise] if dtype == "float32" else 1
@@ -75,8 +85,8 @@ def test_a_part_that_comes_and_goes_whole_draws_the_same(inside, quantise, dtype
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("quantise", ["none", "fp8", "nf4", "gguf"])
-def test_layers_that_come_as_they_compute_draw_the_same(inside, quantise, budget):
-    whole, done = inside(quantise, "whole"), inside(quantise, "streamed", budget)
+def test_layers_that_come_as_they_compute_draw_the_same(drawn, quantise, budget):
+    whole, done = drawn(quantise, "whole"), drawn(quantise, "streamed", budget)
     assert done["pictures"] == whole["pictures"]
     assert done["unloaded"] == 0
     if budget == "all":
@@ -88,3 +98,12 @@ def test_layers_that_come_as_they_compute_draw_the_same(inside, quantise, budget
         assert done["moved"], "no layer has computed with the weights in main memory"
         assert {"nothing": done["stayed"] == done["packed"], "some": 0 < done["stayed"] < done["packed"],
                 "all": done["stayed"] == 0}[budget]
+
+
+@pytest.mark.parametrize("judge", ["local", "clip-score"])
+def test_a_record_knows_a_judge_by_where_it_computes_and_not_where_it_waits(inside, judge, tmp_path):
+    folder = (write_tiny_qwen(tmp_path / "tiny", answers=True) if judge == "local" else
+              write_tiny_clip(tmp_path / "clip") or tmp_path / "clip")
+    found = inside(judge=judge, folder=str(folder))
+    assert found["options"]["device"] == "cpu:0" and found["options"]["dtype"] in ("auto", "float32")
+    assert f"the judge {'is tiny' if judge == 'local' else 'clip-score is'}" in found["told"]
