@@ -54,6 +54,7 @@ sys.modules["reflect_pack"] = pack
 spec.loader.exec_module(pack)
 import diffusers  # noqa: E402
 import folder_paths  # noqa: E402
+from reflect_pack.nodes import memory  # noqa: E402
 from reflect_pack.nodes import model as nodes  # noqa: E402
 from reflect_pack.nodes.streamed import is_packed  # noqa: E402
 from reflect_pack.reflect_core.generators import quantise as ways  # noqa: E402
@@ -99,36 +100,56 @@ def layers(model):
     return [layer for part in model.generator.parts.values() for layer in part.modules()]
 
 
-def watch(model, seen):
-    """Hooks, after those of the pack: whether packed layers compute with weights that are not those at home."""
-    for layer in layers(model):
-        if is_packed(layer):
-            home = layer.weight.untyped_storage()
-            layer.register_forward_pre_hook(lambda layer, arguments, home=home: seen.append(
-                layer.weight.untyped_storage().data_ptr() != home.data_ptr()))
+def storages(layer):
+    """Where a packed layer's weight and its scales begin in memory, by what holds them alive."""
+    state = getattr(layer.weight, "quant_state", None)
+    scales = [] if state is None else [state.absmax, state.code]
+    return [tensor.untyped_storage() for tensor in (layer.weight, *scales)]
+
+
+def at(layer):
+    return [storage.data_ptr() for storage in storages(layer)]
+
+
+def watch(model):
+    """What packed layers hold, and a list that tells at each call whether all of it is somewhere else then."""
+    home, seen = {layer: storages(layer) for layer in layers(model) if is_packed(layer)}, []
+    for layer in home:  # after the pack's own hooks
+        layer.register_forward_pre_hook(lambda layer, arguments: seen.append(
+            not any(here == there.data_ptr() for here, there in zip(at(layer), home[layer]))))
+    return home, seen
+
+
+def waits_on_a_small_card(model):
+    """Where T5 computes if ComfyUI leaves text encoders to the CPU."""
+    as_it_is, manager.text_encoder_device = manager.text_encoder_device, lambda: HOME
+    try:
+        return str(memory.Parts({"text_encoder_2": [model.generator.parts["text_encoder_2"]]}).patchers[
+            "text_encoder_2"].load_device)
+    finally:
+        manager.text_encoder_device = as_it_is
 
 
 def run(quantise, keep, budget, dtype):
     BUDGET[0] = budget
-    model, seen = load(quantise, keep, dtype), []
+    model = load(quantise, keep, dtype)
     aligned(model.generator)
     for layer in layers(model):
-        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; it does not on a card.
+        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; on a card not.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
-    watch(model, seen)
-    home = {layer: layer.weight.untyped_storage() for layer in layers(model) if is_packed(layer)}
+    home, seen = watch(model)
     patcher = model.patcher
     said = {"pictures": [draw(model)], "size": patcher.model_size(), "loaded": patcher.loaded_size(),
             "packed": sum(map(is_packed, layers(model))), "moved": all(seen) and len(seen)}
-    said["stayed"] = sum(layer.weight.untyped_storage().data_ptr() == at.data_ptr() for layer, at in home.items())
+    said["stayed"] = sum(at(layer) == [one.data_ptr() for one in there] for layer, there in home.items())
     manager.unload_all_models()
     said["unloaded"] = patcher.loaded_size()
     said["pictures"].append(draw(model))
     # As another model asks for some of the room: what can be is moved out of it, the rest goes.
     manager.free_memory(1e30, CARD)
     said["pictures"].append(draw(model))
-    said["dtype"] = str(model.generator.transformer.dtype)
+    said["dtype"], said["text"] = str(model.generator.transformer.dtype), waits_on_a_small_card(model)
     return said
 
 

@@ -76,6 +76,7 @@ def test_a_part_that_comes_and_goes_whole_draws_the_same(drawn, quantise, dtype)
     assert first == evicted == freed
     assert done["loaded"] == done["size"] and done["unloaded"] == 0
     assert bool(done["packed"]) == (quantise != "none") and done["stayed"] == 0
+    assert done["text"] == ("cpu:0" if quantise == "nf4" else "cpu"), "bitsandbytes packs for the card"
     plain = drawn("none", "whole", dtype=dtype)
     assert (first == plain["pictures"][0]) == (quantise == "none")
     # All but norms, biases and what is not packed: a quarter for nf4, with its scales, as of fp32.
