@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import comfy.model_management as manager
 from comfy_api.latest import io
@@ -41,7 +42,7 @@ class ReflectJudge:
         try:
             yield
         except BaseException:
-            for actor in (self.actors.verifier, self.actors.reflector, self.actors.refiner):
+            for actor in _with_members(self.actors.verifier, self.actors.reflector, self.actors.refiner):
                 if hasattr(actor, "asked"):
                     actor.asked.clear()
             raise
@@ -52,6 +53,13 @@ class ReflectJudge:
 
     def __repr__(self) -> str:
         return f"<judge {self.judge.name}>"
+
+
+def _with_members(*actors: Any) -> Iterator[Any]:
+    """Actors, and those that an ensemble or an audit asks: what these were asked ahead is with them until they judge."""
+    for actor in actors:
+        yield actor
+        yield from _with_members(*getattr(actor, "members", {}).values())
 
 
 class ReflectLoadJudge(io.ComfyNode):

@@ -141,6 +141,32 @@ def test_a_reward_an_ensemble_and_an_audit(engine):
     assert all(0 < c["score"] < 1 for c in record(engine, done)["candidates"])
 
 
+def test_what_was_asked_for_a_run_that_failed_is_on_no_other_record(engine):
+    """Of an ensemble the second judge has no answer to what a prompt is taken apart into; the first has been asked."""
+    def deaf(document, red):
+        return "no idea" if "questions that somebody" in str(document) else None
+
+    with FakeServer().running() as one, FakeServer(words=deaf, schema=False).running() as two:
+        said = {"ask": "checks", "reflect": "none", "threshold": 1.0, "checks": "", "model": ""}
+        graph = loop({"controller.rounds": 1, "verifier.judge": ["both", 0], "reflector.judge": ["one", 0],
+                      "tree.save": True, "tree.prefix": "told"},
+                     one={"class_type": "ReflectServerJudge", "inputs": {**said, "address": one.url}},
+                     two={"class_type": "ReflectServerJudge", "inputs": {**said, "address": two.url}},
+                     both={"class_type": "ReflectEnsemble", "inputs": {
+                         "judge_1": ["one", 0], "judge_2": ["two", 0], "weight_1": 1.0, "weight_2": 1.0,
+                         "threshold": -1.0}})
+        failed = engine.run(graph)
+        assert failed.error is not None
+        asked = one.number
+        graph["verifier"]["inputs"]["judge"] = ["one", 0]
+        del graph["both"], graph["two"]
+        done = engine.run(graph)
+        assert done.error is None, done.error
+    _, run = load(engine.base / "output" / "told_00001")
+    told = [one for entry in run.entries for one in getattr(entry, "asked", ())]
+    assert asked and len(told) == one.number - asked
+
+
 def test_an_unknown_folder(engine):
     done = engine.run(judged_by("ReflectLocalJudge", model="nothing"))
     assert done.error is not None
