@@ -2,9 +2,9 @@
 
     python inside_comfy.py COMFYUI FOLDER GGUF < cases
 
-A case is a line of JSON, {"quantise", "keep", "budget", "dtype"} or {"judge", "folder"}, and so is what came of it.
-The card is `cpu:0`: torch takes it for another device than `cpu`, so that what goes there is copied, and ComfyUI is
-told that it is none.
+A case is a line of JSON, {"quantise", "keep", "budget", "dtype", "folder"} or {"judge", "folder"}, and so is what came
+of it. The card is `cpu:0`: torch takes it for another device than `cpu`, so that what goes there is copied, and
+ComfyUI is told that it is none.
 """
 
 import importlib.util
@@ -79,21 +79,24 @@ def a_gpu():
         torch.cuda.is_available = there
 
 
-def load(quantise, keep, dtype):
+def load(quantise, keep, dtype, folder):
     parts = {"transformer": GGUF} if quantise == "gguf" else {}
     options = {} if quantise in ("none", "gguf") else {"quantise": quantise}
     with a_gpu() if quantise == "nf4" else nullcontext():
-        return nodes.ReflectModel(ModelChoice(FOLDER, dtype=dtype, options=options, parts=parts), keep)
+        return nodes.ReflectModel(ModelChoice(folder, dtype=dtype, options=options, parts=parts), keep)
 
 
 def draw(model):
     """A plain picture, and one that is corrected, as bytes; under inference mode, as ComfyUI runs its nodes."""
-    asked = Request("two red circle left of a blue square", 3, 32, 32, 2, 3.5)
+    side = model.generator.defaults["width"]
+    asked = Request("two red circle left of a blue square", 3, side, side, 2, 3.5)
     with torch.inference_mode():
         first = model.generator.draw([asked])[0].picture
-        told = Request(asked.prompt, 4, 32, 32, 2, 3.5, context=(Pair("make it blue", picture=first),))
-        return [*(latents.float().numpy().tobytes().hex() for latents in model.generator.draw_latents([asked, told])),
-                first.tobytes().hex()]
+        told = Request(asked.prompt, 4, side, side, 2, 3.5, context=(Pair("make it blue", picture=first),))
+        exact = getattr(model.generator, "draw_latents", None)
+        seen = [first, *(one.picture for one in model.generator.draw([asked, told]))]
+        return [one.tobytes().hex() for one in seen] + [
+            latents.float().numpy().tobytes().hex() for latents in (exact([asked, told]) if exact else [])]
 
 
 def layers(model):
@@ -121,18 +124,18 @@ def watch(model):
 
 
 def waits_on_a_small_card(model):
-    """Where T5 computes if ComfyUI leaves text encoders to the CPU."""
+    """Where the large text encoder computes if ComfyUI leaves text encoders to the CPU."""
+    name = max(name for name in model.generator.parts if name.startswith("text_encoder"))
     as_it_is, manager.text_encoder_device = manager.text_encoder_device, lambda: HOME
     try:
-        return str(memory.Parts({"text_encoder_2": [model.generator.parts["text_encoder_2"]]}).patchers[
-            "text_encoder_2"].load_device)
+        return str(memory.Parts({name: [model.generator.parts[name]]}).patchers[name].load_device)
     finally:
         manager.text_encoder_device = as_it_is
 
 
-def run(quantise, keep, budget, dtype):
+def run(quantise, keep, budget, dtype, folder=FOLDER):
     BUDGET[0] = budget
-    model = load(quantise, keep, dtype)
+    model = load(quantise, keep, dtype, folder)
     aligned(model.generator)
     for layer in layers(model):
         # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; on a card not.

@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 from flux_files import component_tensors, write_base
 from tiny_rewards import write_tiny_clip
+from tiny_sana import write_tiny_sana
 from tiny_vlm import write_tiny_qwen
 
 from reflect_core.bench.engine import ROOT, SKIP, find_comfyui, python_of
@@ -58,11 +59,11 @@ def importable(python, package):
 
 @pytest.fixture(scope="module")
 def drawn(inside):
-    def run(quantise, keep, budget="all", dtype="float32"):
+    def run(quantise, keep, budget="all", dtype="float32", **more):
         for python in {sys.executable, python_of(COMFYUI)} if quantise in PACKAGE else ():
             if not importable(python, PACKAGE[quantise]):
                 pytest.skip(f"{python} has no {PACKAGE[quantise]}")
-        return inside(quantise=quantise, keep=keep, budget=BUDGETS[budget], dtype=dtype)
+        return inside(quantise=quantise, keep=keep, budget=BUDGETS[budget], dtype=dtype, **more)
 
     return run
 
@@ -99,6 +100,22 @@ def test_layers_that_come_as_they_compute_draw_the_same(drawn, quantise, budget)
         assert done["moved"], "no layer has computed with the weights in main memory"
         assert {"nothing": done["stayed"] == done["packed"], "some": 0 < done["stayed"] < done["packed"],
                 "all": done["stayed"] == 0}[budget]
+
+
+@pytest.fixture(scope="module")
+def sana(tmp_path_factory):
+    return write_tiny_sana(tmp_path_factory.mktemp("sana") / "sana", settings={
+        "defaults": {"width": 64, "height": 64, "steps": 2, "guidance": 4.5}, "options": {"image_tokens": 16}},
+        wide=True)
+
+
+@pytest.mark.parametrize("quantise", ["none", "fp8", "nf4"])
+def test_another_family_is_packed_and_moved_alike(drawn, sana, quantise):
+    whole = drawn(quantise, "whole", folder=str(sana))
+    assert whole["pictures"][0] == whole["pictures"][1] == whole["pictures"][2]
+    assert drawn(quantise, "streamed", "nothing", folder=str(sana))["pictures"] == whole["pictures"]
+    assert (whole["pictures"] == drawn("none", "whole", folder=str(sana))["pictures"]) == (quantise == "none")
+    assert bool(whole["packed"]) == (quantise != "none")
 
 
 @pytest.mark.parametrize("judge", ["local", "clip-score"])

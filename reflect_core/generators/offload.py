@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from .checking import OFFLOADS, one_of
 
 MANAGED = object()
-"""In place of one of these, for a program that moves the parts itself: they wait in main memory, packed on the device
-if they are packed, until it sets `places.manager`."""
+"""In place of one of `OFFLOADS`, for a program that moves the parts itself: they wait in main memory, packed on the
+device if they are packed, until it sets `places.manager`."""
 HOME = torch.device("cpu")
 
 
