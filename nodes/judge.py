@@ -56,7 +56,7 @@ class ReflectJudge:
 
 
 def _with_members(*actors: Any) -> Iterator[Any]:
-    """Actors, and those that an ensemble or an audit asks: what these were asked ahead is with them until they judge."""
+    """Actors, and whom an ensemble or an audit asks: what these were asked ahead is with them until they judge."""
     for actor in actors:
         yield actor
         yield from _with_members(*getattr(actor, "members", {}).values())
