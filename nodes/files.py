@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..reflect_core.presets.choice import DTYPES, ModelChoice
 from ..reflect_core.presets.locate import flux_parts
 from ..reflect_core.types import UserError
-from .model import KEEP, OWN, TEXT_JOINS, comfy_roots, load, lora_and_options, stamp
+from .model import KEEP, OWN, QUANTISE, TEXT_JOINS, comfy_roots, load, lora_and_options, stamp, tiling
 from .schema import Model, rare, schema
 
 USUAL = "the usual one"
@@ -18,8 +18,6 @@ USUAL = "the usual one"
 NONE = "none"
 PARTS = {"vae": "vae", "text_encoder": "text_encoders", "text_encoder_2": "text_encoders"}
 """Components that a file of the transformer needs beside it, and ComfyUI's kinds of folder for them."""
-QUANTISE = ("none", "fp8")
-"""Of `quantise.WAYS` those whose weights ComfyUI may move."""
 
 
 class ReflectLoadFiles(io.ComfyNode):
@@ -33,7 +31,7 @@ class ReflectLoadFiles(io.ComfyNode):
              io.Combo.Input("quantise", options=list(QUANTISE), default=QUANTISE[0]),
              rare(io.Combo, "dtype", options=list(DTYPES), default="auto"),
              rare(io.Combo, "offload", options=list(KEEP), default=KEEP[0]),
-             rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN)],
+             rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN), tiling()],
             [Model.Output("reflect_model")],
             search_aliases=["reflectionflow", "flux corrector", "gguf", "fp8"])
 
@@ -47,29 +45,20 @@ class ReflectLoadFiles(io.ComfyNode):
 
     @classmethod
     def execute(cls, transformer: str, vae: str, text_encoder: str, text_encoder_2: str, lora: str, quantise: str,
-                dtype: str, offload: str, text_join: str) -> io.NodeOutput:
+                dtype: str, offload: str, text_join: str, vae_tiling: bool = False) -> io.NodeOutput:
         parts = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-        # Their layers have a forward of their own, which ComfyUI's casting classes would take the place of.
-        if offload != KEEP[0] and (quantise != QUANTISE[0] or ".gguf" in f"{transformer}{text_encoder_2}".lower()):
-            raise UserError(f"Load FLUX Files: offload is {offload!r} and the weights are packed (fp8 or GGUF); "
-                            f"expected {KEEP[0]!r}, with which a part is on the card only while it is used; or files "
-                            "in bf16")
-        key = (transformer, *parts.values(), lora, quantise, dtype, offload, text_join,
+        key = (transformer, *parts.values(), lora, quantise, dtype, offload, text_join, vae_tiling,
                cls.fingerprint_inputs(transformer, lora, **parts))
-        return io.NodeOutput(load(key, offload, lambda: find_files(transformer, parts, lora, quantise, dtype,
-                                                                   text_join)))
+        return io.NodeOutput(load("Load FLUX Files", key, offload, lambda: find_files(
+            transformer, parts, lora, quantise, dtype, text_join, vae_tiling)))
 
 
 def find_files(transformer: str, parts: dict[str, str], lora: str = OWN, quantise: str = QUANTISE[0],
-               dtype: str = "auto", text_join: str = OWN) -> ModelChoice:
+               dtype: str = "auto", text_join: str = OWN, vae_tiling: bool = False) -> ModelChoice:
     """The model that the widgets name. UserError for a file that is not there, or of which no header can be read."""
     from ..reflect_core.generators.flux_corrector.single_files import file_parts
 
-    if quantise not in QUANTISE:
-        raise UserError(f"quantise is {quantise!r}; expected one of {', '.join(QUANTISE)}")
-    lora_file, options = lora_and_options(lora, dtype, text_join)
-    if quantise != QUANTISE[0]:
-        options["quantise"] = quantise
+    lora_file, options = lora_and_options(lora, dtype, text_join, quantise, vae_tiling)
     file = _file("diffusion_models", transformer)
     held = file_parts(file)
     usual = flux_parts(comfy_roots())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import comfy.model_management as manager
 from comfy_api.latest import io
@@ -41,7 +42,7 @@ class ReflectJudge:
         try:
             yield
         except BaseException:
-            for actor in (self.actors.verifier, self.actors.reflector, self.actors.refiner):
+            for actor in _with_members(self.actors.verifier, self.actors.reflector, self.actors.refiner):
                 if hasattr(actor, "asked"):
                     actor.asked.clear()
             raise
@@ -52,6 +53,13 @@ class ReflectJudge:
 
     def __repr__(self) -> str:
         return f"<judge {self.judge.name}>"
+
+
+def _with_members(*actors: Any) -> Iterator[Any]:
+    """Actors, and whom an ensemble or an audit asks: what these were asked ahead is with them until they judge."""
+    for actor in actors:
+        yield actor
+        yield from _with_members(*getattr(actor, "members", {}).values())
 
 
 class ReflectLoadJudge(io.ComfyNode):
@@ -119,7 +127,7 @@ class ReflectReflector(io.ComfyNode):
                 if image is not None or verdict is not None:
                     raise UserError("got a run and an image or verdict too; expected either the run or those two")
                 _expect_prompt(run_in, prompt)
-                after = relay.reflect(run_in, reflector, _progress(cls))
+                after = _known(relay.reflect(run_in, reflector, _progress(cls)), "reflector", judge, prompt)
                 run = after.run
                 said = [run.reflection(c.id, run.rounds) for c in run.candidates]
                 return io.NodeOutput(after, "\n".join(text for text in said if text))
@@ -149,10 +157,17 @@ class ReflectRefiner(io.ComfyNode):
                                 "out")
             relay.expect_run(run_in)
             _expect_prompt(run_in, prompt)
-            after = relay.refine(run_in, judge.actors.refiner, _progress(cls))
+            after = _known(relay.refine(run_in, judge.actors.refiner, _progress(cls)), "refiner", judge, prompt)
             run = after.run
             said = [run.refinement(c.id, run.rounds) for c in run.candidates]
             return io.NodeOutput(after, "\n".join(text for text in said if text) or prompt)
+
+
+def _known(so_far: relay.RunSoFar, role: str, judge: ReflectJudge, prompt: str) -> relay.RunSoFar:
+    """The run with who reflects or rewrites on its record, where that is another one than who judges."""
+    others = {name: value for name, value in so_far.settings.items() if name != role}
+    said = judge.judge.settings(prompt)
+    return replace(so_far, settings=others if said == others.get("judge") else {**others, role: said})
 
 
 def _round(so_far: relay.RunSoFar | None) -> int | None:

@@ -104,6 +104,7 @@ class ReflectLocalJudge(io.ComfyNode):
             # The generator and the judge are never both forced to stay: the manager moves one for the other.
             judge.parts = Parts({"judge": [chat.model]}, offload)
             chat.places.manager = judge.parts.place
+            judge.judge.given["device"] = judge.parts.device  # for a record, where it computes
             judge.wait()
             return io.NodeOutput(judge, "\n".join(judge.judge.connect()))
 

@@ -2,27 +2,26 @@
 
 ComfyUI then evicts the text encoders while the transformer draws, and the transformer while a judge
 looks. `keep` says how a part is loaded: 'whole' forces a full load, because a partial one silently
-leaves tensors of foreign modules behind; 'streamed' gives the layers ComfyUI's own casting classes,
-so that a part may stay partly in main memory and is moved layer by layer while it computes.
+leaves tensors of foreign modules behind; with 'streamed' a part may stay partly in main memory and is
+moved layer by layer while it computes, see `streamed.py`.
 Where ComfyUI leaves all weights in main memory (--novram), nothing can be loaded whole.
 """
 
 from __future__ import annotations
 
 import comfy.model_management as manager
-import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
+
+from ..reflect_core.generators.tiling import SIDE
+from .streamed import move_the_rest, stream
 
 TEXT_ROOM = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20}
 """Bytes to keep free while a published text encoder computes; a small one needs no more than it weighs."""
 PIXEL_ROOM = {"vae": 2178, "transformer": 460, "image_encoder": 460, "judge": 300}
 """Bytes to keep free for each pixel and each byte of a number, as ComfyUI reckons for FLUX (comfy/sd.py; its
 memory_usage_factor of 2.8)."""
-# No embeddings: ComfyUI's class wants an attribute that only its own constructor sets.
-_CASTING = {nn.Linear: comfy.ops.manual_cast.Linear, nn.Conv2d: comfy.ops.manual_cast.Conv2d,
-            nn.LayerNorm: comfy.ops.manual_cast.LayerNorm, nn.GroupNorm: comfy.ops.manual_cast.GroupNorm}
 
 
 class _Holder(nn.Module):
@@ -43,51 +42,45 @@ class Parts:
         self.keep = keep
         self.patchers: dict[str, ModelPatcher] = {}
         for name, modules in parts.items():
+            load, offload = _devices(name, modules)
             if keep == "streamed":
                 for module in modules:
-                    _cast_layers(module)
-            load, offload = _devices(name)
+                    stream(module, load)
             self.patchers[name] = ModelPatcher(_Holder(modules).to(offload), load, offload)
+
+    @property
+    def device(self) -> str:
+        """Where a judge computes, which has one part or several beside each other."""
+        return str(next(iter(self.patchers.values())).load_device)
 
     def place(self, name: str, pixels: int = 0) -> torch.device:
         """Load a part, also when another node has had it evicted, with room for `pixels` at once, and say where it
         computes. Raises ComfyUI's own exception if somebody pressed Cancel."""
         manager.throw_exception_if_processing_interrupted()
-        patcher = self.patchers[name]
-        number, kind = next(patcher.model.parameters()).element_size(), name.rpartition(":")[2]
+        patcher, kind = self.patchers[name], name.rpartition(":")[2]
+        # Of what it computes in: of packed weights those that are not packed say so.
+        number = max(held.element_size() for held in patcher.model.parameters() if held.is_floating_point())
+        if getattr(patcher.model.held[0], "use_tiling", False):
+            pixels = min(pixels, SIDE**2)
         # A text encoder that sees has pixels, too.
         room = (min(TEXT_ROOM[kind], patcher.model_size()) + pixels * number * PIXEL_ROOM["image_encoder"]
                 if kind in TEXT_ROOM else pixels * number * PIXEL_ROOM.get(kind.rpartition(".")[2], 460))
         manager.load_models_gpu([patcher], memory_required=room, force_full_load=self.keep == "whole")
         if self.keep == "streamed":
-            _move_the_rest(patcher.model, patcher.load_device)
+            move_the_rest(patcher.model, patcher.load_device)
         return patcher.load_device
 
 
-def _devices(name: str) -> tuple[torch.device, torch.device]:
+def _devices(name: str, modules: list[nn.Module]) -> tuple[torch.device, torch.device]:
     """(where a part computes, where it waits). Before the name of one of two models' parts may stand whose it is."""
     name = name.rpartition(":")[2]
-    if name.startswith("text_encoder"):
+    # ComfyUI leaves text encoders to the CPU where the card is small; bitsandbytes packs for the card.
+    on_card = any(hasattr(held, "quant_state") for module in modules for held in module.parameters())
+    if name.startswith("text_encoder") and not on_card:
         return manager.text_encoder_device(), manager.text_encoder_offload_device()
     if name == "vae":
         return manager.vae_device(), manager.vae_offload_device()
     return manager.get_torch_device(), manager.unet_offload_device()
-
-
-def _cast_layers(module: nn.Module) -> None:
-    """Give plain layers the classes that move their weights while they compute; the results are the same."""
-    for layer in module.modules():
-        if type(layer) in _CASTING:
-            layer.__class__ = _CASTING[type(layer)]
-
-
-def _move_the_rest(module: nn.Module, device: torch.device) -> None:
-    """Parameters and buffers outside of such layers, which a partial load leaves behind."""
-    for layer in module.modules():
-        if hasattr(layer, "comfy_cast_weights"):
-            continue
-        for held in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
-            held.data = held.data.to(device)
 
 
 def best_dtype(asked: str, parameters: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as manager
 import folder_paths
 from comfy_api.latest import io
 
@@ -17,7 +18,7 @@ from ..reflect_core.presets.locate import NotHere
 from ..reflect_core.presets.published import how_to_get, published_names
 from ..reflect_core.presets.roots import KINDS as PLACES
 from ..reflect_core.presets.roots import Roots
-from ..reflect_core.types import Request, UserError
+from ..reflect_core.types import Generator, Request, UserError
 from .progress import speaking_as
 from .schema import Model, rare, schema
 
@@ -26,6 +27,9 @@ KEEP = ("whole", "streamed")
 """See `memory.py`."""
 TEXT_JOINS = ("train", "search")
 """See `CorrectorOptions.text_join`."""
+QUANTISE = ("none", "fp8", "nf4")
+"""Of `quantise.WAYS` those whose weights may be moved. bitsandbytes keeps the scales of int8 beside the weights, where
+they stay behind as a part is moved; torchao's have sizes that ComfyUI misreads."""
 KINDS = ("diffusers", "reflect")
 """Folders below ComfyUI's `models` in which a folder with a model_index.json is offered."""
 folder_paths.add_model_folder_path("reflect", str(Path(folder_paths.models_dir) / "reflect"))
@@ -42,7 +46,7 @@ class ReflectModel:
         weights = sum(path.stat().st_size for path in choice.files("transformer"))
         choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2)
         self.choice, self.name = choice, choice.name
-        self.generator = choice.load()
+        self.generator = _packed(choice, weights) if choice.options.get("quantise") == "nf4" else choice.load()
         held = {name: [part, *self.generator.companions.get(name, ())] for name, part in self.generator.parts.items()}
         self.parts = Parts(held, keep)
         self.generator.places.manager = self.parts.place
@@ -79,6 +83,20 @@ class ReflectModel:
         return f"<{self.name}>"
 
 
+def _packed(choice: ModelChoice, size: int) -> Generator:
+    """A model that bitsandbytes packs, on the card and one part at a time, and that then waits as all others do."""
+    from ..reflect_core.generators import quantise
+    from ..reflect_core.generators.offload import MANAGED
+
+    card = manager.get_torch_device()
+    if "nf4" in quantise.NEED_GPU and manager.is_device_cpu(card):
+        raise UserError("quantise is 'nf4', which is offered on a GPU only, and ComfyUI computes on the CPU; expected "
+                        "one of the others; try fp8")
+    manager.free_memory(size / 2, card)  # a third of them will lie there
+    choice.device = str(card)
+    return choice.load(offload=MANAGED)
+
+
 class ReflectLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -88,7 +106,8 @@ class ReflectLoadModel(io.ComfyNode):
              rare(io.Combo, "lora", options=[OWN, *folder_paths.get_filename_list("loras")], default=OWN),
              rare(io.Combo, "dtype", options=list(DTYPES), default="auto"),
              rare(io.Combo, "offload", options=list(KEEP), default=KEEP[0]),
-             rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN, optional=True)],
+             rare(io.Combo, "text_join", options=[OWN, *TEXT_JOINS], default=OWN, optional=True),
+             rare(io.Combo, "quantise", options=list(QUANTISE), default=QUANTISE[0], optional=True), tiling()],
             [Model.Output("reflect_model")],
             search_aliases=["reflectionflow", "reflect-dit", "flux corrector", "flux kontext", "qwen image edit"])
 
@@ -101,16 +120,22 @@ class ReflectLoadModel(io.ComfyNode):
             return ""
 
     @classmethod
-    def execute(cls, model: str, lora: str, dtype: str, offload: str, text_join: str = OWN) -> io.NodeOutput:
-        key = (model, lora, dtype, offload, text_join, cls.fingerprint_inputs(model, lora))
-        return io.NodeOutput(load(key, offload, lambda: find_choice(model, lora, dtype, text_join)))
+    def execute(cls, model: str, lora: str, dtype: str, offload: str, text_join: str = OWN,
+                quantise: str = QUANTISE[0], vae_tiling: bool = False) -> io.NodeOutput:
+        key = (model, lora, dtype, offload, text_join, quantise, vae_tiling, cls.fingerprint_inputs(model, lora))
+        return io.NodeOutput(load("Load Reflective DiT", key, offload, lambda: find_choice(
+            model, lora, dtype, text_join, quantise, vae_tiling)))
 
 
-def load(key: tuple, offload: str, choose: Callable[[], ModelChoice]) -> ReflectModel:
-    """A model from its choice, or the one that was loaded for the same key and is still wanted."""
+def tiling() -> io.Input:
+    return rare(io.Boolean, "vae_tiling", default=False, optional=True)
+
+
+def load(node: str, key: tuple, offload: str, choose: Callable[[], ModelChoice]) -> ReflectModel:
+    """A model from its choice, or the one that was loaded for the same key and is still wanted; `node` is who asks."""
     loaded = _loaded.get(key)
     if loaded is None:
-        with speaking_as("Load Reflective DiT"):
+        with speaking_as(node):
             if offload not in KEEP:
                 raise UserError(f"offload is {offload!r}; expected one of {', '.join(KEEP)}")
             loaded = _loaded[key] = ReflectModel(choose(), offload)
@@ -122,9 +147,10 @@ def stamp(choice: ModelChoice) -> str:
     return ";".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in choice.files())
 
 
-def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN) -> ModelChoice:
+def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN, quantise: str = QUANTISE[0],
+                vae_tiling: bool = False) -> ModelChoice:
     """The model that the widgets name. UserError, saying where to put it, for one that is not there."""
-    lora_file, options = lora_and_options(lora, dtype, text_join)
+    lora_file, options = lora_and_options(lora, dtype, text_join, quantise, vae_tiling)
     if model in preset_names():
         return ModelChoice(model, lora_file, dtype=dtype, options=options)
     if model in published_names():
@@ -139,13 +165,17 @@ def find_choice(model: str, lora: str, dtype: str, text_join: str = OWN) -> Mode
     return ModelChoice(str(folder), lora_file, dtype=dtype, options=options)
 
 
-def lora_and_options(lora: str, dtype: str, text_join: str) -> tuple[str | None, dict[str, Any]]:
+def lora_and_options(lora: str, dtype: str, text_join: str, quantise: str, vae_tiling: bool
+                     ) -> tuple[str | None, dict[str, Any]]:
     """The LoRA's file, None for the model's own, and the options that the widgets say. UserError for wrong values."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if text_join not in (OWN, *TEXT_JOINS):
-        raise UserError(f"text join is {text_join!r}; expected one of {', '.join((OWN, *TEXT_JOINS))}")
-    options = {} if text_join == OWN else {"text_join": text_join}
+    for name, value, allowed in (("dtype", dtype, DTYPES), ("text join", text_join, (OWN, *TEXT_JOINS)),
+                                 ("quantise", quantise, QUANTISE)):
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    # Of these only what is asked for: not every family has them, and old records were made without.
+    options: dict[str, Any] = {} if text_join == OWN else {"text_join": text_join}
+    options |= {} if quantise == QUANTISE[0] else {"quantise": quantise}
+    options |= {"vae_tiling": True} if vae_tiling else {}
     if lora == OWN:
         return None, options
     file = folder_paths.get_full_path("loras", lora)

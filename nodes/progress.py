@@ -105,7 +105,8 @@ def speaking_as(node: str, round: int | None = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, manager.OOM_EXCEPTION) or isinstance(error.__cause__, manager.OOM_EXCEPTION):
             # The core unloads everything when it sees its own kind of this error.
-            raise manager.OOM_EXCEPTION(f"{where}: not enough memory on the card; try 'streamed' at offload of Load "
-                                        "Reflective DiT, fewer candidates, or a smaller size") from error
+            raise manager.OOM_EXCEPTION(f"{where}: not enough memory on the card; try 'streamed' at offload, fp8 or "
+                                        "nf4 at quantise, or vae tiling, of the node that loads the model; fewer "
+                                        "candidates; or a smaller size") from error
         kind = UserError if isinstance(error, UserError) else RuntimeError
         raise kind(f"{where}: {str(error) or type(error).__name__}") from error

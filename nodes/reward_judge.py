@@ -55,6 +55,7 @@ class ReflectRewardJudge(io.ComfyNode):
             verifier = judge.actors.verifier
             judge.parts = Parts({name: [part] for name, part in verifier.parts.items()})
             verifier.places.manager = judge.parts.place
+            judge.judge.options["device"] = judge.parts.device  # for a record, where it computes
             return io.NodeOutput(judge, "\n".join(judge.judge.connect()))
 
 

@@ -11,6 +11,7 @@ from tiny_sana import write_tiny_sana
 
 from reflect_core.bench.engine import ROOT, SKIP, Engine, find_comfyui
 from reflect_core.bench.graphs import all_in_one, loop
+from reflect_core.search.record import LINES
 
 pytestmark = pytest.mark.skipif(find_comfyui() is None, reason=SKIP)
 PRESET = ROOT / "reflect_core" / "presets" / "shapes-flux"
@@ -159,13 +160,46 @@ def test_single_files_in_fp8(engine):
     eight = from_files(engine, quantise="fp8")
     assert len(eight) == 2 and eight != from_files(engine)
     assert from_files(engine, offload="streamed") == from_files(engine)
+    assert from_files(engine, quantise="fp8", offload="streamed") == eight
+
+
+def test_a_folder_in_fp8(engine):
+    eight = pictures(engine, model_model="mine", model_quantise="fp8")
+    assert eight != pictures(engine, model_model="mine")
+    assert eight == pictures(engine, model_model="mine", model_quantise="fp8", model_offload="streamed")
+
+
+def header(engine, **changes):
+    """The first line of the record of a run."""
+    before = set((engine.base / "output").rglob(LINES))
+    done = engine.run(loop({"controller.rounds": 2, "tree.save": True, "tree.prefix": "kept", **changes}))
+    assert done.error is None, done.error
+    (lines,) = set((engine.base / "output").rglob(LINES)) - before
+    return json.loads(lines.read_text(encoding="utf-8").splitlines()[0])
+
+
+def test_what_a_record_says_of_how_the_model_was_loaded(engine):
+    """A replay outside of ComfyUI loads it so; nothing is said of what is as it always was."""
+    assert header(engine)["settings"]["model"]["options"] == {}
+    options = header(engine, **{"model.quantise": "fp8", "model.vae_tiling": True})["settings"]["model"]["options"]
+    assert options == {"quantise": "fp8", "vae_tiling": True}
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"quantise": "nf4"}, "Load Reflective DiT: quantise is 'nf4', which is offered on a GPU only"),
+    ({"quantise": "int8"}, "quantise is 'int8'; expected one of none, fp8, nf4"),
+    ({"model": "editor", "quantise": "fp8"}, "no option 'quantise'"),
+    ({"model": "editor", "vae_tiling": True}, "no option 'vae_tiling'")])
+def test_ways_to_load_that_there_are_not(engine, changes, said):
+    done = engine.run(loop({f"model.{name}": value for name, value in changes.items()}))
+    assert said in done.error["exception_message"]
 
 
 @pytest.mark.parametrize("changes, said", [
     ({"transformer": "not-flux.safetensors"}, "not-flux.safetensors: holds vae"),
     ({"transformer": "fluxKontext.safetensors"}, "'kontext' at Load Reflective DiT"),
     ({"text_encoder_2": "clip_l.safetensors"}, "holds text_encoder; expected text_encoder_2"),
-    ({"quantise": "fp8", "offload": "streamed"}, "the weights are packed"),
+    ({"quantise": "nf4"}, "Load FLUX Files: quantise is 'nf4', which is offered on a GPU only"),
     ({"vae": "../vae/ae.safetensors"}, "there is no file")])
 def test_files_that_are_something_else(engine, changes, said):
     graph = loop(model={"class_type": "ReflectLoadFiles", "inputs": CHOSEN | changes})

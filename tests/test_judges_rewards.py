@@ -68,6 +68,43 @@ def test_a_run_is_audited_and_the_report_says_so(clip, tmp_path):
     assert reflect("show", tmp_path / "run").code == 0
 
 
+def test_an_ensemble_is_taken_up_again_where_one_member_has_moved(tmp_path):
+    """The second of two servers goes away; the first is asked on where it was, the checks of neither are made anew."""
+    folder, told = tmp_path / "run", {"threshold": 1, "attempts": 1}
+    with FakeServer().running() as stays:
+        with FakeServer(fault=lambda number: "500" if number > 8 else None).running() as goes:
+            members = json.dumps([{"judge": one.url, "options": told, "weight": weight}
+                                  for one, weight in ((stays, 1), (goes, 3))])
+            ran = reflect("run", PROMPT, "--judge", "ensemble", "--judge-option", f"members={members}", "--policy",
+                          "best_of_n", "--pictures", "16", "--set", "early_stop=false", "--out", folder)
+            assert ran.code == 2 and "does not answer" in ran.err
+        ran = reflect("resume", folder, "--judge-option", "url=http://127.0.0.1:9/v1")
+        assert ran.code == 2 and "one of a member: server.url, server-2.url" in ran.err
+        with FakeServer().running() as there:
+            ran = reflect("resume", folder, "--judge-option", f"server-2.url={there.url}")
+            assert ran.code in (0, 3), ran.err
+            assert there.number and not any("questions that somebody" in str(d) for d in there.documents)
+    header, run = load(folder)
+    assert len(run.candidates) == 16 and any(c.judged for c in run.candidates[8:])
+    before, after = (one["judge"]["options"] for one in (header.settings, run.resumed[0][1].settings))
+    assert set(after) == {"members"}
+    assert [m["judge"]["options"]["url"] for m in after["members"]] == [stays.url, there.url]
+    assert [m["judge"]["options"]["url"] for m in before["members"]] == [stays.url, goes.url]
+    assert [m["weight"] for m in after["members"]] == [1, 3]
+
+
+def test_both_of_an_audit_and_members_of_its_ensemble_can_be_elsewhere(clip):
+    here, there = "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"
+    ensemble = find_judge("ensemble", {"members": [{"judge": here}, {"judge": "shapes"}], "mode": "rank"})
+    recorded = json.loads(json.dumps(find_judge("audited", {"judge": ensemble, "audit": find_judge(here)}).settings()))
+    same = find_judge(recorded)
+    moved = find_judge(recorded, {"judge.server.url": there, "judge.mode": "mean", "audit.url": there})
+    assert same.settings() == recorded
+    said = moved.settings()["options"]
+    assert said["judge"]["options"]["members"][0]["judge"]["options"]["url"] == there == said["audit"]["options"]["url"]
+    assert said["judge"]["options"]["mode"] == "mean" and set(said) == {"judge", "audit"}
+
+
 @pytest.mark.parametrize("name, options, said", [
     ("clip-score", {}, "lacks the option folder"),
     ("clip-score", {"folder": "/nowhere"}, "config.json: no such file"),
@@ -76,6 +113,12 @@ def test_a_run_is_audited_and_the_report_says_so(clip, tmp_path):
     ("aesthetic", {"folder": "CLIP"}, "needs the option 'head'"),
     ("ensemble", {}, "expected a list of two or more"),
     ("ensemble", {"members": [{"judge": "shapes"}]}, "expected a list of two or more"),
+    ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "shapes"}], "url": "x"}, "no option 'url'.*shapes-2.url"),
+    ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "none"}], "server.url": "x"},
+     "no member 'server' to have the option 'url'; expected one of shapes, none"),
+    ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "none"}], "none.url": "x"}, "'none' has no option 'url'"),
+    ("audited", {"judge": "shapes", "audit": "none", "url": "x"}, "no option 'url'.*judge.url, audit.url"),
+    ("audited", {"judge": "shapes"}, "lacks the option 'audit'"),
     ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "nobody"}]}, "there is no judge 'nobody'"),
     ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "shapes", "weights": 1}]}, "has 'weights'"),
     ("ensemble", {"members": [{"judge": "shapes"}, {"judge": "shapes", "weight": 0}]}, "expected a number above 0"),

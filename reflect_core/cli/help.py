@@ -163,6 +163,7 @@ REWARD_OPTIONS = {
     "base": "of image-verifier: the Qwen2.5-VL that it was tuned from",
     "members": "of an ensemble, as JSON: [{\"judge\": WHO, \"options\": {...}, \"weight\": 2}, ...]",
     "mode": "of an ensemble: 'mean' of scores, or of 'rank's",
+    "MEMBER.NAME": "of an ensemble: an option of one member, such as server-2.url",
 }
 
 

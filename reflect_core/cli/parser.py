@@ -129,7 +129,7 @@ def _resume(commands) -> None:
     for role in ("judge", "reflector", "refiner", "audit"):
         parser.add_argument(f"--{role}-option", action="append", default=[], metavar="NAME=VALUE",
                             dest=f"{role}_options", help=f"an option of the {role} that is another one now, such as "
-                            "url=ADDRESS; may be repeated")
+                            "url=ADDRESS, or server-2.url=ADDRESS of a member of an ensemble; may be repeated")
     _output(parser)
 
 

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from .checking import OFFLOADS, one_of
 
+MANAGED = object()
+"""In place of one of `OFFLOADS`, for a program that moves the parts itself: they wait in main memory, packed on the
+device if they are packed, until it sets `places.manager`."""
 HOME = torch.device("cpu")
+
+
+def check_offload(offload: Any) -> None:
+    """UserError unless it is one of `OFFLOADS`, or `MANAGED`."""
+    if offload is not MANAGED:
+        one_of("offload", offload, OFFLOADS)
 
 
 class Offload:
@@ -50,8 +59,11 @@ class Offload:
 
     @classmethod
     def manage(cls, generator: Any, device: torch.device | str, kind: str,
-               devices: Mapping[str, torch.device | str] | None = None) -> Offload:
-        """Take over a generator's or a judge's parts, with what must be where they are. For the arguments see above."""
+               devices: Mapping[str, torch.device | str] | None = None) -> Offload | None:
+        """Take over a generator's or a judge's parts, with what must be where they are. For the arguments see above;
+        those of `MANAGED` are left alone."""
+        if kind is MANAGED:
+            return None
         beside = getattr(generator, "companions", {})
         held = {name: [part, *beside.get(name, ())] for name, part in generator.parts.items()}
         generator.places.manager = made = cls(held, device, kind, devices)

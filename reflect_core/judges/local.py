@@ -15,4 +15,5 @@ class LocalJudge(LanguageJudge):
         return Local.from_folder(self.own)
 
     def _connect(self, judges: bool) -> list[str]:
-        return [f"the judge is {self.chat.name}, on {self.chat.model.device}", *self.chat.check()]
+        told = self.chat.check()  # which brings it to where it computes
+        return [f"the judge is {self.chat.name}, on {self.chat.model.device}", *told]

@@ -37,7 +37,8 @@ class RewardJudge(Judge):
         if self._connected:
             return []
         self._connected = True
-        place = {str(device) for device in self._places()}
+        given = self.options.get("device", "auto")
+        place = {given} if given != "auto" else {str(device) for device in self._places()}
         return [f"the judge {self.name} is {self.options['folder']}, on {', '.join(sorted(place))}"]
 
     def actors(self, folder: Path | None = None) -> Actors:

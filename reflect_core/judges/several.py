@@ -1,7 +1,12 @@
-"""Several judges as one: their scores averaged, or one that selects and another that audits."""
+"""Several judges as one: their scores averaged, or one that selects and another that audits.
+
+An option of one of them is `MEMBER.NAME`, with the member's name as its scores have it: `server-2.url`. So a record's
+ensemble can be taken up again where one of its members is somewhere else now, as one judge can.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,22 @@ class Several(Judge):
     """`members` by name. To be derived from."""
 
     members: dict[str, Judge]
+
+    def _members(self, of: list[tuple[str | None, Any, Any]], changes: dict[str, dict[str, Any]]) -> None:
+        """Make `members`, of (name or None for the judge's own, judge, options) each, with what is other of them.
+        UserError for a change of none of them."""
+        from . import find_judge
+
+        self.members = {}
+        for name, who, options in of:
+            judge = find_judge(who, options)
+            name = _unused(judge.name, self.members) if name is None else name
+            if name in changes:
+                judge = find_judge(who, {**(options or {}), **changes[name]})
+            self.members[name] = judge
+        if strange := sorted(set(changes) - set(self.members)):
+            raise UserError(f"the judge {self.name!r} has no member {strange[0]!r} to have the option "
+                            f"{next(iter(changes[strange[0]]))!r}; expected one of {', '.join(self.members)}")
 
     def check_prompt(self, prompt: str) -> None:
         for judge in self.members.values():
@@ -53,28 +74,24 @@ class EnsembleJudge(Several):
     name = "ensemble"
 
     def __init__(self, options: dict[str, Any]) -> None:
-        from . import find_judge
-
-        self.options = dict(options)
-        if unknown := sorted(set(options) - {"members", "mode", "threshold", "missing"}):
-            raise UserError(f"the judge 'ensemble' has no option {unknown[0]!r}; expected members, mode, threshold or "
-                            "missing")
-        members = options.get("members")
+        self.options, changes = _own(options)
+        members = self.options.get("members")
         if not isinstance(members, list) or len(members) < 2 or not all(isinstance(m, dict) for m in members):
             raise UserError(f"the judge 'ensemble' has members {members!r}; expected a list of two or more such as "
                             '[{"judge": "clip-score", "options": {"folder": "..."}, "weight": 2}, ...]')
-        self.members: dict[str, Judge] = {}
-        self.weights: dict[str, float] = {}
-        shared: dict[Any, Any] = {}
         for member in members:
             if strange := sorted(set(member) - {"judge", "options", "weight"}):
                 raise UserError(f"a member of the judge 'ensemble' has {strange[0]!r}; expected judge, options and "
                                 "weight")
-            judge = find_judge(member.get("judge"), member.get("options"))
+        self._members([(None, member.get("judge"), member.get("options")) for member in members], changes)
+        if unknown := sorted(set(self.options) - {"members", "mode", "threshold", "missing"}):
+            raise UserError(f"the judge 'ensemble' has no option {unknown[0]!r}; expected members, mode, threshold or "
+                            f"missing, or one of a member: {_dotted(self.members, unknown[0])}")
+        self.weights = {name: member.get("weight", 1.0) for name, member in zip(self.members, members)}
+        shared: dict[Any, Any] = {}
+        for judge in self.members.values():
             if isinstance(judge, RewardJudge):
                 judge.shared = shared
-            name = _unused(judge.name, self.members)
-            self.members[name], self.weights[name] = judge, member.get("weight", 1.0)
 
     def actors(self, folder: Path | None = None) -> Actors:
         from ..reflectors import SilentReflector
@@ -98,11 +115,14 @@ class AuditedJudge(Several):
     name = "audited"
 
     def __init__(self, options: dict[str, Any]) -> None:
-        from . import find_judge
-
-        if set(options) != {"judge", "audit"}:
-            raise UserError(f"the judge 'audited' has the options {sorted(options)}; expected judge and audit")
-        self.members = {name: find_judge(options[name]) for name in ("judge", "audit")}
+        own, changes = _own(options)
+        roles = ("judge", "audit")
+        if unknown := sorted(set(own) - set(roles)):
+            raise UserError(f"the judge 'audited' has no option {unknown[0]!r}; expected judge and audit, or one of "
+                            f"theirs: {_dotted(roles, unknown[0])}")
+        if missing := [role for role in roles if role not in own]:
+            raise UserError(f"the judge 'audited' lacks the option {missing[0]!r}; expected judge and audit")
+        self._members([(role, own[role], None) for role in roles], changes)
 
     def actors(self, folder: Path | None = None) -> Actors:
         judge, audit = (one.actors(folder) for one in self.members.values())
@@ -110,6 +130,23 @@ class AuditedJudge(Several):
 
     def settings(self, prompt: str | None = None) -> dict[str, Any]:
         return {"name": self.name, "options": {name: one.settings(prompt) for name, one in self.members.items()}}
+
+
+def _own(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Options of the whole, and those that are said of members, by member."""
+    own: dict[str, Any] = {}
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in options.items():
+        member, dot, name = key.partition(".")
+        if dot:
+            changes.setdefault(member, {})[name] = value
+        else:
+            own[key] = value
+    return own, changes
+
+
+def _dotted(members: Iterable[str], option: str) -> str:
+    return ", ".join(f"{member}.{option}" for member in members)
 
 
 def _unused(name: str, taken: dict[str, Judge]) -> str:

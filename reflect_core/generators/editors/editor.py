@@ -32,13 +32,13 @@ from ...reflectors.told import foreign
 from ...text import bounded
 from ...types import Cost, Drawn, Generator, Picture, Request, Step, StepCallback, UserError
 from ..checking import LOADING as OF_ALL
-from ..checking import OFFLOADS, one_of, options_of
+from ..checking import options_of
 from ..clock import Stopwatch
 from ..flux_corrector.decoding import Decoder
 from ..flux_corrector.latents import request_noise, schedule
 from ..kept import Kept
 from ..memory import enough_memory
-from ..offload import HOME, Offload
+from ..offload import HOME, Offload, check_offload
 from ..places import Places
 from ..quantise import check_quantise
 from ..requests import check_request
@@ -139,7 +139,7 @@ class Editor(ABC):
         own_base = settings.pop("base", None)
         options = options_of(cls.kind, "this editor", path, options, settings, changes, LOADING)
         cls.check(path)
-        one_of("offload", offload, OFFLOADS)
+        check_offload(offload)
         pack_on = device if pack_on is None and offload != "none" else pack_on
         check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
         chosen = find_base(Path(path), base, own_base)

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Request, Step, StepCallback, UserError
-from ..checking import OFFLOADS, one_of, options_of
+from ..checking import options_of
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
-from ..offload import HOME, Offload
+from ..offload import HOME, Offload, check_offload
 from ..places import Places
 from ..quantise import check_quantise
 from ..requests import check_request
@@ -108,7 +108,7 @@ class FluxCorrector:
 
         Raises UserError for a folder, LoRA or option that cannot be used.
         """
-        one_of("offload", offload, OFFLOADS)
+        check_offload(offload)
         defaults, settings = read_settings(path)
         if isinstance(lora, (str, Path)):
             settings |= lora_options(lora)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
-from ..checking import OFFLOADS, one_of, options_of
+from ..checking import options_of
 from ..clock import Stopwatch
 from ..compiled import Compiled, directly
 from ..memory import enough_memory
-from ..offload import HOME, Offload
+from ..offload import HOME, Offload, check_offload
 from ..places import Places
 from ..preview import Previews
 from ..quantise import check_quantise
@@ -104,7 +104,7 @@ class ReflectDiT:
 
         Raises UserError for a folder, checkpoint or option that cannot be used.
         """
-        one_of("offload", offload, OFFLOADS)
+        check_offload(offload)
         defaults, settings = read_settings(path)
         if lora is not None:  # what it was trained with
             settings |= read_settings(lora if Path(lora).is_dir() else Path(lora).parent)[1]
