@@ -83,13 +83,16 @@ def _devices(name: str, modules: list[nn.Module]) -> tuple[torch.device, torch.d
     return manager.get_torch_device(), manager.unet_offload_device()
 
 
-def best_dtype(asked: str, parameters: int) -> str:
-    """The dtype that was asked for, or for 'auto' what the device computes well in; fp32 on a CPU."""
+def best_dtype(asked: str, parameters: int, in_fp16: bool = True) -> str:
+    """The dtype that was asked for, or for 'auto' what the device computes well in; fp32 on a CPU. `in_fp16`: whether
+    the model's numbers fit into fp16."""
     if asked != "auto":
         return asked
     device = manager.get_torch_device()
     if manager.is_device_cpu(device):
         return "float32"
     if manager.should_use_bf16(device, model_params=parameters):
+        return "bfloat16"
+    if not in_fp16:
         return "bfloat16"
     return "float16" if manager.should_use_fp16(device, model_params=parameters) else "float32"

@@ -12,7 +12,7 @@ import comfy.model_management as manager
 import folder_paths
 from comfy_api.latest import io
 
-from ..reflect_core.presets.choice import DTYPES, ModelChoice
+from ..reflect_core.presets.choice import DTYPES, IN_FP16, ModelChoice
 from ..reflect_core.presets.load import is_known_family, preset_names
 from ..reflect_core.presets.locate import NotHere
 from ..reflect_core.presets.published import how_to_get, published_names
@@ -44,7 +44,7 @@ class ReflectModel:
         from .memory import Parts, best_dtype
 
         weights = sum(path.stat().st_size for path in choice.files("transformer"))
-        choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2)
+        choice.device, choice.dtype = "cpu", best_dtype(choice.dtype, weights // 2, choice.family in IN_FP16)
         self.choice, self.name = choice, choice.name
         self.generator = _packed(choice, weights) if choice.options.get("quantise") == "nf4" else choice.load()
         held = {name: [part, *self.generator.companions.get(name, ())] for name, part in self.generator.parts.items()}

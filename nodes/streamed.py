@@ -9,12 +9,11 @@ same, to the bit.
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import comfy.ops
 import torch
 from torch import Tensor, nn
+
+from ..reflect_core.generators.packed import Visit
 
 # No embeddings: ComfyUI's class wants an attribute that only its own constructor sets.
 _CASTING = {nn.Linear: comfy.ops.manual_cast.Linear, nn.Conv2d: comfy.ops.manual_cast.Conv2d,
@@ -25,9 +24,9 @@ def stream(part: nn.Module, device: torch.device) -> None:
     """Have a part's layers come to `device` while they compute; in place."""
     for layer in part.modules():
         if is_packed(layer):
-            visit = _Visit(device)
-            layer.register_forward_pre_hook(visit.arrive)
-            layer.register_forward_hook(visit.leave, always_call=True)
+            visit = Visit(device)
+            layer.register_forward_pre_hook(lambda layer, arguments, visit=visit: visit.begin(layer))
+            layer.register_forward_hook(lambda layer, arguments, made, visit=visit: visit.end(), always_call=True)
             # What ComfyUI asks a layer for before it leaves it in main memory, see its ModelPatcher.load.
             layer.comfy_cast_weights, layer.weight_function, layer.bias_function = True, [], []
         elif type(layer) in _CASTING:
@@ -50,36 +49,3 @@ def move_the_rest(part: nn.Module, device: torch.device) -> None:
             continue
         for held in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
             held.data = held.data.to(device)
-
-
-class _Visit:
-    """Hooks on one packed layer: copies of what it holds take the place of that during a call, however it ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.home: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-
-    def arrive(self, layer: nn.Module, arguments: Any) -> None:
-        # Not by setattr, which takes nothing for a parameter that is none, as diffusers leaves some behind.
-        for kind in (layer._parameters, layer._buffers):
-            for name, held in list(kind.items()):
-                if held is not None and held.device != self.device:
-                    kind[name] = _copy(held, self.device)
-                    self.home.append((kind, name, held))
-
-    def leave(self, layer: nn.Module, arguments: Any, result: Any) -> None:
-        for kind, name, held in self.home:
-            kind[name] = held
-        self.home.clear()
-
-
-def _copy(held: Tensor, device: torch.device) -> Tensor:
-    """A parameter or buffer on a device. The one that it is copied from is left as it is."""
-    state = getattr(held, "quant_state", None)
-    if state is not None:
-        # bitsandbytes moves the scales of a parameter in place, so the copy needs some of its own.
-        held = copy.copy(held)
-        held.quant_state = state = copy.copy(state)
-        state.state2 = copy.copy(getattr(state, "state2", None))
-    moved = held.to(device)
-    return nn.Parameter(moved, requires_grad=False) if type(held) is nn.Parameter else moved

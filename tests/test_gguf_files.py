@@ -123,7 +123,11 @@ def test_of_another_model(tmp_path):
 
 
 @packed_here
-def test_what_is_packed_is_not_packed_again(base, files, tmp_path):
+def test_what_is_packed_is_not_packed_again_and_t5_beside_it_is(base, files, tmp_path):
     write_gguf(tmp_path / "flux1-dev.gguf", component_tensors(base)["transformer"], "Q8_0")
-    with pytest.raises(UserError, match="packed by GGUF already.*quantise=none"):
-        load(base, files, tmp_path / "flux1-dev.gguf", quantise="fp8")
+    plain, other = (load(base, files, tmp_path / "flux1-dev.gguf", quantise=way) for way in ("none", "fp8"))
+    for name, tensor in plain.transformer.state_dict().items():
+        assert torch.equal(tensor, other.transformer.state_dict()[name])
+    layer = other.parts["text_encoder_2"].encoder.block[0].layer[0].SelfAttention.q
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert not torch.equal(plain.draw_latents([request()])[0], other.draw_latents([request()])[0])

@@ -238,24 +238,47 @@ def test_a_model_that_nobody_holds_is_freed_at_once(family, kind):
         gc.enable()
 
 
-def test_a_quantised_layer_moves_itself(moves):
-    """Its weights are of a kind that nobody else may touch."""
+def test_of_a_quantised_layer_a_copy_is_away_and_its_own_weights_stay_at_home(moves):
+    """They are of a kind that nobody else may touch; what they are beside their numbers goes with them."""
     class Packed(torch.nn.Parameter):
-        pass
+        copies = []
 
-    class Layer(torch.nn.Linear):
-        moved = []
+        def to(self, device, *rest):
+            self.copies.append(str(device))
+            return self if str(device) == "cpu" else Packed(self.data.clone())
 
-        def to(self, device):
-            self.moved.append(str(device))
-            return self
-    layer = Layer(2, 2, bias=False)
-    layer.weight = Packed(layer.weight.data)
+    class State:
+        state2 = None
+    layer = torch.nn.Linear(2, 2, bias=False)
+    layer.weight = home = Packed(layer.weight.data)
+    home.quant_state = State()
     part = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
     manager = Offload({"one": [part], "two": [torch.nn.Linear(1, 1)]}, AWAY)
-    manager("one"), manager("one"), manager("two")
-    assert layer.moved == ["cpu", AWAY, "cpu"] and torch.isnan(part[1].weight).all()
-    assert not torch.isnan(layer.weight).any()
+    manager("one"), manager("one")
+    assert layer.weight is not home and torch.equal(layer.weight, home) and Packed.copies == ["cpu", AWAY]
+    manager("two")
+    assert layer.weight is home and torch.isnan(part[1].weight).all() and not torch.isnan(home).any()
+    manager("one"), manager.rest()
+    assert layer.weight is home and Packed.copies == ["cpu", AWAY, AWAY]
+
+
+@pytest.mark.parametrize("machine, limits, taken", [
+    (100, [], {"a:transformer", "vae"}), (70, [], {"a:transformer"}), (200, ["70"], {"a:transformer"}),
+    (100, ["max"], {"a:transformer", "vae"}), (40, [], {"vae"}), (10, [], set()), (100, ["200", "1"], set())])
+def test_what_is_locked_is_half_of_main_memory_at_most_the_transformer_first(machine, limits, taken, tmp_path,
+                                                                            monkeypatch):
+    """Units of a KiB. A container may have less than its machine."""
+    files = [tmp_path / f"{number}" for number in range(len(limits))]
+    for file, limit in zip(files, limits):
+        file.write_text(str(int(limit) << 10) if limit.isdigit() else limit)
+    monkeypatch.setattr(offload_module, "LIMITS", (*files, tmp_path / "none"))
+    sizes = {"SC_PHYS_PAGES": machine, "SC_PAGE_SIZE": 1024}
+    monkeypatch.setattr(offload_module.os, "sysconf", sizes.get, raising=False)
+    parts = {"vae": [torch.nn.Linear(64, 64, bias=False)], "a:transformer": [torch.nn.Linear(64, 96, bias=False)],
+             "text_encoder": [torch.nn.Linear(64, 64, bias=False)]}
+    devices = dict.fromkeys(parts, torch.device("cuda")) | {"text_encoder": torch.device("cpu")}
+    assert [pinned_size(held[0].weight.nbytes) >> 10 for held in parts.values()] == [16, 32, 16]
+    assert offload_module._to_pin(parts, devices) == taken
 
 
 def test_tied_weights_stay_tied(moves):

@@ -10,6 +10,7 @@ import transformers
 from aligned import aligned
 from flux_files import FP8, drawn, load, request, same
 
+from reflect_core.generators import packed
 from reflect_core.generators.flux_corrector.pipeline import FluxCorrector
 from reflect_core.generators.quantise import NEED_GPU, PACKAGES, WAYS, check_quantise
 from reflect_core.types import Pair, UserError
@@ -132,7 +133,7 @@ def test_bitsandbytes_without_a_gpu_is_told_before_anything_is_loaded(base, monk
 
 def test_what_cannot_be_moved_is_not_offloaded(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
-    with pytest.raises(UserError, match="cannot move, and option offload is 'component'.*try quantise=nf4"):
+    with pytest.raises(UserError, match="stay where they were.*, and option offload is 'component'.*try quantise=nf4"):
         FluxCorrector.from_folder(base, quantise="int8", offload="component")
 
 
@@ -143,16 +144,18 @@ def test_packed_weights_are_offloaded_and_draw_the_same(base, files, quantise, o
     needs(quantise)
     if quantise == "nf4" and int(transformers.__version__.split(".")[0]) < 5:
         pytest.skip("transformers 4 takes cpu:0 for an accelerator")
-    moves = []
-    move = torch.nn.Module.to
+    moves, copies = [], []
+    move, copy = torch.nn.Module.to, packed.copy_on
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: moves.append((type(self).__name__, str(a)))
                         or move(self, *a, **k))
+    monkeypatch.setattr(packed, "copy_on",
+                        lambda held, device: copies.append(type(held).__name__) or copy(held, device))
     for plain, other in zip(both_ways(base, files, quantise),
                             both_ways(base, files, quantise, device="cpu:0", offload=offload), strict=True):
-        moves.clear()
+        moves.clear(), copies.clear()
         assert torch.equal(aligned(plain).draw_latents([request()])[0], other.draw_latents([request()])[0])
         layers = {name for name, where in moves if "index=0" in where}
-        assert quantise != "nf4" or "Linear4bit" in layers
+        assert quantise != "nf4" or "Params4bit" in copies
         assert not {"FluxTransformer2DModel", "T5EncoderModel"} & layers, "not as a whole"
 
 

@@ -93,7 +93,7 @@ def test_what_cannot_go_together(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="which diffusers offers on a GPU only|on a GPU only"):
         judge(folder, quantise="nf4")
     monkeypatch.setattr("reflect_core.generators.quantise.NEED_GPU", ())
-    with pytest.raises(UserError, match="cannot move, and option offload is 'layers'"):
+    with pytest.raises(UserError, match="stay where they were packed, and option offload is 'layers'"):
         judge(folder, quantise="int8", offload="layers")
     for name, value in (("quantise", "fp4"), ("offload", "disk")):
         with pytest.raises(UserError, match=f"option {name} is '{value}'; expected 'none' or"):

@@ -248,7 +248,7 @@ def _model(parser: argparse.ArgumentParser, default: str | None = MODEL, what: s
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: cuda where "
                        "there is one)")
     group.add_argument("--dtype", default="auto", choices=DTYPES,
-                       help="default: float32 on the cpu, else bfloat16")
+                       help="default: float32 on the cpu, else bfloat16; FLUX on a card before Ampere float16")
     group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", dest="options",
                        help="an option of the model, e.g. max_batch=1, see 'reflect run --help'; may be "
                        "repeated")

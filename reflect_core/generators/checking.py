@@ -56,6 +56,13 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise UserError(f"option {name} is {value!r}; expected {' or '.join(map(repr, choices))}")
 
 
+def check_finite(image: Any) -> None:
+    """UserError if a picture's numbers (a tensor) are none: they would become a black picture that nobody explains."""
+    if not bool(image.isfinite().all()):
+        raise UserError(f"the model drew no numbers: in {str(image.dtype).removeprefix('torch.')} they grew too large; "
+                        "expected a picture; try dtype=bfloat16 or float32")
+
+
 def check_device(flag: str, device: object) -> None:
     """UserError if torch cannot use a device. None is none."""
     import torch

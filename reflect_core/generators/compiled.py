@@ -24,6 +24,13 @@ def directly(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
 
 
+def check_compile(compiles: bool, quantise: str) -> None:
+    """UserError for weights in fp8: each layer's cast ends what can be compiled together, and nothing is gained."""
+    if compiles and quantise == "fp8":
+        raise UserError("option compile is true and option quantise is 'fp8', whose casts cannot be compiled; expected "
+                        "one of them; try quantise=nf4 with it")
+
+
 class Compiled:
     """A `Run`. UserError where torch cannot compile."""
 

@@ -5,9 +5,10 @@ that computes and the one that comes next, which is copied meanwhile; what lies 
 its part is in use. The pictures are the same, to the bit where weights
 are laid alike: a CPU rounds otherwise where they begin at another place, as in a file that is mapped.
 
-Every weight has its home in main memory and keeps it while a copy is on the device. So a part leaves without being
-copied back, and wherever an exception comes from, nothing is lost: what was half moved goes home. diffusers' group
-offloading moves a block when its own forward is called, which ours never calls; so hooks on the layers do it here.
+Every weight, packed ones too, has its home in main memory and keeps it while a copy is on the device. So a part leaves
+without being copied back, and wherever an exception comes from, nothing is lost: what was half moved goes home.
+diffusers' group offloading moves a block when its own forward is called, which ours never calls; so hooks on the layers
+do it here.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checking import OFFLOADS, one_of
+from .packed import Visit
 
 MANAGED = object()
 """In place of one of `OFFLOADS`, for a program that moves the parts itself: they wait in main memory, packed on the
 device if they are packed, until it sets `places.manager`."""
 HOME = torch.device("cpu")
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much a container may have."""
 
 
 def check_offload(offload: Any) -> None:
@@ -50,10 +55,9 @@ class Offload:
         """
         one_of("offload", kind, OFFLOADS[1:])
         self.devices = {name: torch.device((devices or {}).get(name, device)) for name in parts}
-        moved = [name for name in parts if self.devices[name] != HOME]
-        pin = _may_pin([module for name in moved for module in parts[name]], self.devices.values())
+        pinned = _to_pin(parts, self.devices)
         self.parts = {name: _Part(modules, self.devices[name], streamed=kind == "layers" and not name.endswith("vae"),
-                                  pin=pin and name in moved) for name, modules in parts.items()}
+                                  pin=name in pinned) for name, modules in parts.items()}
         self.here: str | None = None
         """The part that is on its device."""
 
@@ -67,7 +71,7 @@ class Offload:
         beside = getattr(generator, "companions", {})
         held = {name: [part, *beside.get(name, ())] for name, part in generator.parts.items()}
         generator.places.manager = made = cls(held, device, kind, devices)
-        generator.places.arrive, generator.places.rest = made.arrive, made.release
+        generator.places.arrive, generator.places.rest = made.arrive, made.rest
         return made
 
     def arrive(self, block: nn.Module) -> None:
@@ -83,6 +87,13 @@ class Offload:
             self.parts[name].bring()
             self.here = name
         return self.devices[name]
+
+    def rest(self) -> None:
+        """Everything goes home, and others may have the room: another program on the same GPU, such as a judge's
+        server."""
+        self.release()
+        if any(device.type == "cuda" for device in self.devices.values()):
+            torch.cuda.empty_cache()
 
     def release(self) -> None:
         """Everything goes home."""
@@ -184,8 +195,9 @@ class _Group:
         self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
         """Each tensor with its home; a tensor that two layers share is one."""
         self.special: list[weakref.ref[nn.Module]] = []
-        """Quantised layers, whose weights are more than one tensor: they know how to move. By weak references, for
-        their hooks know us: a model that nobody wants any more is freed at once."""
+        """Quantised layers, whose weights are more than one tensor. By weak references, for their hooks know us: a
+        model that nobody wants any more is freed at once."""
+        self.visit = Visit(device)
         for layer in layers:
             own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
             if all(type(tensor) in (nn.Parameter, Tensor) for tensor in own):
@@ -194,9 +206,9 @@ class _Group:
                     self.tensors[id(tensor)] = tensor, _pinned(home) if pin else home
                     tensor.data = self.tensors[id(tensor)][1]  # at once, or all of them were there twice
             else:
+                layer.to(HOME)
                 self.special.append(weakref.ref(layer))
         self._home()
-        self._move_special(HOME)
 
     def bring(self) -> None:
         """Where it fails, all of them are at home again."""
@@ -206,7 +218,9 @@ class _Group:
         try:
             for tensor, home in self.tensors.values():
                 tensor.data = home.to(self.device, non_blocking=home.is_pinned())
-            self._move_special(self.device)
+            for layer in (reference() for reference in self.special):
+                if layer is not None:
+                    self.visit.begin(layer)
         except BaseException:
             self.leave()
             raise
@@ -214,18 +228,12 @@ class _Group:
     def leave(self) -> None:
         if self.there:
             self._home()
-            self._move_special(HOME)
+            self.visit.end()
             self.there = False
 
     def _home(self) -> None:
         for tensor, home in self.tensors.values():
             tensor.data = home
-
-    def _move_special(self, device: torch.device) -> None:
-        for reference in self.special:
-            layer = reference()
-            if layer is not None:
-                layer.to(device)
 
 
 def send_home(part: nn.Module) -> None:
@@ -248,12 +256,29 @@ def layers_of(block: nn.Module) -> list[nn.Module]:
             and any(True for _ in layer.parameters(recurse=False))]
 
 
-def _may_pin(modules: Sequence[nn.Module], devices: Iterable[torch.device]) -> bool:
-    """Whether pages of main memory may be locked for faster copies: for CUDA, and if they are at most half of all."""
-    if not any(device.type == "cuda" for device in devices) or not hasattr(os, "sysconf"):
-        return False
-    wanted = sum(pinned_size(tensor.nbytes) for module in modules for tensor in module.parameters())
-    return wanted <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+def _to_pin(parts: Mapping[str, Sequence[nn.Module]], devices: Mapping[str, torch.device]) -> set[str]:
+    """The parts whose pages of main memory are locked for faster copies to CUDA: the transformer, which comes most
+    often, and then others, as long as they are at most half of what there is."""
+    room, found = main_memory() / 2, set()
+    for name in sorted(parts, key=lambda name: not name.endswith("transformer")):
+        wanted = sum(pinned_size(tensor.nbytes) for module in parts[name] for tensor in module.parameters())
+        if devices[name].type == "cuda" and wanted <= room:
+            room -= wanted
+            found.add(name)
+    return found
+
+
+def main_memory() -> int:
+    """Bytes of main memory that this process may have: a container has less than its machine. 0 where nobody says."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in LIMITS:
+        try:
+            sizes.append(int(file.read_text()))
+        except (OSError, ValueError):  # no such file, or 'max'
+            continue
+    return min(sizes)
 
 
 def pinned_size(size: int) -> int:

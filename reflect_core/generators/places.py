@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,12 +23,20 @@ class Places:
         self.arrive: Callable[[nn.Module], None] = _is_there
         """Set by one that streams blocks; called with a block that computes without its layers' hooks."""
         self.rest: Callable[[], None] = _stays
-        """Set by one that makes room for others; called by a judge when it has answered."""
+        """Set by one that makes room for others; called when the model has drawn or judged, see `turn`."""
 
     def __call__(self, name: str, pixels: int = 0) -> torch.device | str:
         if self.manager is not None:
             return self.manager(name, pixels)
         return next(self.parts[name].parameters()).device
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The model draws or judges; whoever needs the room has it when the block ends, however that is."""
+        try:
+            yield
+        finally:
+            self.rest()
 
     def now(self, name: str) -> torch.device | None:
         """Where a part lies at this moment; None if it lies in several places, and cannot compute as it is."""

@@ -22,7 +22,7 @@ PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "torchao-int8": "torc
 WHILE_LOADING = ("int8", "nf4")
 """These are given to the library that loads; the others follow when a part is loaded."""
 UNMOVED = ("int8",)
-"""Bitsandbytes cannot move these weights between devices, so that they go with no offload."""
+"""Their scales do not move with them from device to device, so that they go with no offload."""
 NEED_GPU = WHILE_LOADING
 """A name of its own, for the tests' sake: bitsandbytes itself computes on a CPU too."""
 # T5's `wo` and what cuts pictures into patches are asked for their dtype before they are used, so they must not lie in
@@ -35,12 +35,17 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
     """UserError, before anything is loaded, unless it is a way that can be gone on these devices."""
     if quantise not in WAYS:
         raise UserError(f"option quantise is {quantise!r}; expected one of {', '.join(WAYS)}")
+    if quantise == "fp8" and torch.device(device).type == "mps":
+        raise UserError("option quantise is 'fp8', which Apple's GPUs do not have; expected another way; try "
+                        "offload=layers")
     package = PACKAGES.get(quantise)
     if package is None:
         return
     try:
         __import__(package)
         __import__("accelerate")
+        if package == "torchao":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: F401
     except Exception as error:  # a package that is there and was built for another torch raises what it likes
         name = "accelerate" if isinstance(error, ImportError) and error.name == "accelerate" else package
         missing = isinstance(error, ImportError) and error.name == name
@@ -48,8 +53,8 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
                         f"{'not installed' if missing else f'cannot be loaded ({error})'}; try 'pip install {name}', "
                         "or quantise=fp8, which needs none") from error
     if quantise in UNMOVED and offload != "none":
-        raise UserError(f"option quantise is {quantise!r}, whose weights bitsandbytes cannot move, and option offload "
-                        f"is {offload!r}; expected one of them; try quantise=nf4 or fp8 with it")
+        raise UserError(f"option quantise is {quantise!r}, whose weights stay where they were packed, and option "
+                        f"offload is {offload!r}; expected one of them; try quantise=nf4 or fp8 with it")
     if quantise in NEED_GPU and torch.device(device).type == "cpu":
         raise UserError(f"option quantise is {quantise!r}, which diffusers offers on a GPU only, and the device is "
                         "cpu; expected --device cuda; try quantise=torchao-int8 or quantise=fp8")
@@ -60,7 +65,8 @@ def check_quantise(quantise: str, device: str | torch.device = "cpu", offload: s
 
 def loading_config(quantise: str, library: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
     """Arguments for `from_pretrained` of diffusers or transformers; {} for a way that follows the loading."""
-    if quantise not in WHILE_LOADING:
+    # diffusers up to 0.35 moves what it has loaded, which it forbids itself for int8 (`swapped` does not).
+    if quantise not in WHILE_LOADING or quantise == "int8" and library == "diffusers":
         return {}
     import diffusers
     import transformers
@@ -80,9 +86,20 @@ def load_packed(folder: Path, name: str, entry: list[str], dtype: torch.dtype, d
         folder, name, entry: as `load_part` takes them.
         pack_on: where bitsandbytes packs it before it goes home to main memory; None: on `device`, where it stays.
     """
-    config = loading_config(quantise, entry[0], dtype, device if pack_on is None else pack_on)
+    where = device if pack_on is None else pack_on
+    config = loading_config(quantise, entry[0], dtype, where)
     part = load_part(folder, name, entry, dtype, **config)
-    return placed(part if config else quantised(part, quantise, dtype), quantise, device, pack_on)
+    part = even(part, dtype) if config else packed(part, quantise, dtype, where)
+    return placed(part, quantise, device, pack_on)
+
+
+def even(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A part that a library has packed, what it left whole in one dtype: transformers 4 keeps T5's `wo` in fp32, also
+    where bf16 has room for its numbers, and that is 2 GB more of FLUX.1-dev's. In place."""
+    for layer in part.modules():
+        if dtype == torch.bfloat16 and type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+            layer.to(dtype)
+    return part
 
 
 def placed(part: nn.Module, quantise: str, device: str | torch.device, pack_on: str | torch.device | None = None

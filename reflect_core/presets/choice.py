@@ -23,6 +23,8 @@ WHOLE = 64 << 20
 """Files up to this size are hashed whole; of larger ones a sample of blocks."""
 KINDS = (".safetensors", ".json", ".txt", ".model")
 """Files of a model that decide what it draws."""
+IN_FP16 = ("FluxPipeline", "FluxKontextPipeline")
+"""Families that compute in fp16 too."""
 IN_PARTS = ("FluxPipeline", "SanaPipeline")
 """Families whose components may lie apart from each other."""
 BLOCK, BLOCKS = 64 << 10, 256
@@ -130,7 +132,7 @@ class ModelChoice:
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.dtype == "auto":
-            self.dtype = "float32" if self.device == "cpu" else "bfloat16"
+            self.dtype = auto_dtype(self.device, self.family)
         check_device("--device ", self.device)
         check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
@@ -222,6 +224,18 @@ class ModelChoice:
         if (self.lora / "config.json").is_file():
             return sorted(p for p in self.lora.rglob("*") if p.is_file() and p.suffix in (*KINDS, ".bin"))
         return sorted(self.lora.glob("*.safetensors"))
+
+
+def auto_dtype(device: str, family: str) -> str:
+    """fp32 on a CPU, and bf16 elsewhere. NVIDIA's cards before Ampere compute in bf16 slowly and with far more memory;
+    there FLUX has fp16, in which the numbers of other families grow too large."""
+    import torch
+
+    if torch.device(device).type == "cpu":
+        return "float32"
+    old = (torch.device(device).type == "cuda" and torch.version.hip is None
+           and torch.cuda.get_device_capability(device) < (8, 0))
+    return "float16" if old and family in IN_FP16 else "bfloat16"
 
 
 def part_files(name: str, where: Path) -> list[Path]:

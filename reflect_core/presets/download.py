@@ -87,6 +87,9 @@ def check_room(shares: list[Share]) -> None:
     at = next((share.to for share in shares if share.to is not None), Path(constants.HF_HUB_CACHE))
     cached = 0 if shares[0].to is not None else sum(_in_cache(share) for share in shares)
     while not at.exists():
+        if at == at.parent:  # a drive of Windows that there is not
+            raise UserError(f"{at}: no such drive; expected one with room for {said_bytes(needed - cached)}; try "
+                            "another --to, or HF_HOME")
         at = at.parent
     free = shutil.disk_usage(at).free
     if needed - cached > free:

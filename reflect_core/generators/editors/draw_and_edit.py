@@ -95,6 +95,14 @@ class _BothPlaces:
         self.drawer.manager = None if manager is None else lambda name, pixels: manager(BASE + name, pixels)
 
     @property
+    def rest(self) -> Callable:
+        return self.editor.rest
+
+    @rest.setter
+    def rest(self, rest: Callable) -> None:
+        self.editor.rest = self.drawer.rest = rest
+
+    @property
     def arrive(self) -> Callable | None:
         return self.editor.arrive
 

@@ -47,9 +47,6 @@ from ..tiling import tile
 from .draw_and_edit import DrawAndEdit
 from .options import EditOptions
 
-CURES = ("offload=component or offload=layers, encoder_device='cpu' for the text encoders, a smaller size, max_batch=1 "
-         "where the editor has it, or dtype=torch.bfloat16")
-
 LOADING = ("base", *OF_ALL)
 """What can be said where an editor is loaded, besides its options."""
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -208,7 +205,7 @@ class Editor(ABC):
         rows = self._batches(requests)
         batches = [[requests[row] for row in numbers] for numbers in rows]
         before, watches = Stopwatch(), [Stopwatch() for _ in batches]
-        with torch.no_grad(), enough_memory(CURES):
+        with torch.no_grad(), enough_memory(), self.places.turn():
             with before:
                 ready = self.ready(batches)
                 for batch in batches if callback is not None else ():

@@ -20,8 +20,6 @@ from ..memory import enough_memory
 from ..part_folder import check_index
 from ..quantise import load_packed
 
-CURES = "dtype=torch.bfloat16, or device='cpu'"
-
 _CLASSES = {
     "transformer": (("diffusers", "QwenImageTransformer2DModel"),),
     "vae": (("diffusers", "AutoencoderKLQwenImage"),),
@@ -64,7 +62,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     folder = Path(folder)
     index = check_folder(folder)
     parts: dict[str, Any] = {"pipeline": index["_class_name"]}
-    with quiet(), enough_memory(CURES):
+    with quiet(), enough_memory():
         for name in _CLASSES:
             if name == "processor":
                 parts["image_processor"] = wrapped(folder / name, lambda: (

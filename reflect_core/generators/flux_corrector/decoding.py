@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ...types import Picture, Request
+from ..checking import check_finite
 from ..places import Places
 from ..preview import Previews
 from .latents import unpack
@@ -53,4 +54,5 @@ class Decoder:
     def _picture(self, latents: Tensor, device: torch.device | str) -> Picture:
         """Latents (1, C, h, w) through the decoder."""
         image = self.vae.decode(latents.to(device), return_dict=False)[0]
+        check_finite(image)
         return self.processor.postprocess(image, output_type="pil")[0]

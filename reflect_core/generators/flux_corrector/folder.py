@@ -46,7 +46,8 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     Args:
         folder: or a single file, see `sources.py`; `parts`: components that come from elsewhere.
         encoder_device: where the two text encoders go; None: `device`, like the rest.
-        quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`.
+        quantise: how the weights of transformer and T5 are kept, see `generators/quantise.py`. A transformer in GGUF
+            stays as it is packed there.
         pack_on: where bitsandbytes packs them, each part by itself, before it goes to its `device`; None: there.
     """
     check_quantise(quantise, device if pack_on is None else pack_on)
@@ -57,7 +58,7 @@ def load_components(folder: str | Path, dtype: torch.dtype = torch.float32, devi
             if name not in sources:
                 loaded[name] = make_scheduler(sources["transformer"].config)
             else:
-                way = quantise if name in PACKED else "none"
+                way = quantise if name in PACKED and not _is_packed(sources[name]) else "none"
                 loaded[name] = _load(sources[name], dtype, where, way, pack_on)
     _fit_tokenizer(loaded["tokenizer"], loaded["text_encoder"])
     return loaded
@@ -73,6 +74,11 @@ def _load(part: FolderPart | FilePart, dtype: torch.dtype, device: str | torch.d
     if not part.config:  # a tokenizer or scheduler
         return load_part(folder, name, part.entry, dtype)
     return load_packed(folder, name, part.entry, dtype, device, quantise, pack_on)
+
+
+def _is_packed(part: FolderPart | FilePart) -> bool:
+    """Whether it stays as GGUF packed it, as a transformer does; T5 in GGUF is unpacked when it is loaded."""
+    return isinstance(part, FilePart) and part.is_packed and part.name == "transformer"
 
 
 def _fit_tokenizer(tokenizer: Any, clip: nn.Module) -> None:

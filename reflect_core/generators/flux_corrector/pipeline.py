@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Request, Step, StepCallback, UserError
 from ..checking import options_of
-from ..compiled import Compiled, directly
+from ..compiled import Compiled, check_compile, directly
 from ..memory import enough_memory
 from ..offload import HOME, Offload, check_offload
 from ..places import Places
@@ -115,6 +115,7 @@ class FluxCorrector:
         options = options_of(CorrectorOptions, "a FLUX corrector", path, options, settings, changes)
         pack_on = device if pack_on is None and offload != "none" else pack_on
         check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
+        check_compile(options.compile, quantise)
         outlines = load_outlines(path, parts)
         _check_condition_size(options, outlines["vae"])
         lora = folder_lora(path) if lora is None else lora
@@ -181,7 +182,7 @@ class FluxCorrector:
         made: list = [None] * len(requests)
         rows = self._batches(requests)
         batches = [Batch([requests[row] for row in numbers]) for numbers in rows]
-        with torch.no_grad(), enough_memory():
+        with torch.no_grad(), enough_memory(), self.places.turn():
             # Everything that other parts make comes before and after the transformer's turn, so that a memory manager
             # loads each part once.
             encode(batches, self.texts, self.conditions, self.options, patch=self.patch,

@@ -21,7 +21,7 @@ from ...presets.architectures import FLUX
 from ...types import UserError
 from ...weight_file import WeightFile, lacked, lacking
 from ..loading import check_info, class_of, dtype_word, wrapped
-from ..quantise import WHILE_LOADING, cast_storage, loading_config, packed, quantised
+from ..quantise import WHILE_LOADING, cast_storage, even, loading_config, packed, quantised
 from .architecture import missing_said, parts_in
 from .configs import DEV_SCHEDULER, SCHNELL_SCHEDULER, clip_config, t5_config, transformer_config, vae_config
 from .original_names import Piece, shapes_of
@@ -102,7 +102,7 @@ def load_file_part(part: FilePart, dtype: torch.dtype, device: str | torch.devic
         state = {name: part.tensor(name, dtype) for name in part.pieces}
         model = _from_single_file(part, state, dtype)
     elif part.is_packed:
-        model = _packed_transformer(part, dtype, device, quantise)
+        model = _packed_transformer(part, dtype, device)
     else:
         model = _plain_transformer(part, dtype, device, quantise)
     unread = [name for name, tensor in model.named_parameters() if tensor.is_meta]
@@ -131,11 +131,8 @@ def _plain_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.d
     return model if quantise == "fp8" else packed(model, quantise, dtype, device)
 
 
-def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.device, quantise: str) -> nn.Module:
+def _packed_transformer(part: FilePart, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
     """A transformer whose matrices stay as GGUF packed them, and are unpacked as they are used."""
-    if quantise != "none":
-        raise UserError(f"{part.path}: is packed by GGUF already, and option quantise is {quantise!r}; expected "
-                        "quantise=none with it; try it without the option")
     from diffusers import GGUFQuantizationConfig
     from diffusers.quantizers.gguf.utils import GGUFParameter  # what the config's loader looks for; needs gguf
 
@@ -201,4 +198,4 @@ def _text_encoder(part: FilePart, dtype: torch.dtype, device: str | torch.device
         None, config=config(**part.config), state_dict=state, output_loading_info=True, **{dtype_word(True): dtype},
         **how))
     check_info(part.path, "transformers", model, info)
-    return quantised(model, quantise, dtype)
+    return even(model, dtype) if how else quantised(model, quantise, dtype)

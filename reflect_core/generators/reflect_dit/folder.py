@@ -24,8 +24,6 @@ from .checkpoint import load, write_checkpoint
 from .context import ContextEncoder
 from .sources import VISION, find_sources, vision_part
 
-CURES = "offload=component or offload=layers, or dtype=torch.bfloat16"
-
 PACKED = ("transformer", "text_encoder")
 """Components whose weights may be kept in fewer bits."""
 ENCODERS = ("text_encoder", VISION)
@@ -96,7 +94,7 @@ def load_components(folder: str | Path, checkpoint: str | Path | None = None, dt
     """
     check_quantise(quantise, device if pack_on is None else pack_on)
     loaded: dict[str, Any] = {}
-    with quiet(), enough_memory(CURES):
+    with quiet(), enough_memory():
         for name, part in find_sources(folder, checkpoint, parts).items():
             where = encoder_device if encoder_device is not None and name in ENCODERS else device
             way = quantise if name in PACKED else "none"

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ...presets.load import read_settings
 from ...types import Cost, Drawn, Picture, Request, Step, StepCallback, UserError
-from ..checking import options_of
+from ..checking import check_finite, options_of
 from ..clock import Stopwatch
-from ..compiled import Compiled, directly
+from ..compiled import Compiled, check_compile, directly
 from ..memory import enough_memory
 from ..offload import HOME, Offload, check_offload
 from ..places import Places
@@ -38,8 +38,6 @@ from .folder import ENCODERS, load_components
 from .inputs import Encoded, Inputs
 from .options import ReflectOptions
 from .sources import VISION, find_sources
-
-CURES = "offload=component or offload=layers, vae_tiling=true, a smaller max_batch, or dtype=torch.bfloat16"
 
 DEFAULTS = {"width": 1024, "height": 1024, "steps": 20, "guidance": 4.5}
 """What the paper draws with."""
@@ -111,6 +109,7 @@ class ReflectDiT:
         options = options_of(ReflectOptions, "Reflect-DiT", path, options, settings, changes)
         pack_on = device if pack_on is None and offload != "none" else pack_on
         check_quantise(quantise, device if pack_on is None else pack_on, offload, encoder_device)
+        check_compile(options.compile, quantise)
         sources = find_sources(path, lora, parts)
         if VISION in sources:
             seen = sources[VISION].config
@@ -159,7 +158,7 @@ class ReflectDiT:
         made: list = [None] * len(requests)
         rows = self._batches(requests)
         batches, watches = [[requests[n] for n in numbers] for numbers in rows], [Stopwatch() for _ in rows]
-        with torch.no_grad(), enough_memory(CURES):
+        with torch.no_grad(), enough_memory(), self.places.turn():
             # All batches go through one part before the next, so that whoever manages memory loads each part once.
             encoding = Stopwatch()
             with encoding:
@@ -234,4 +233,5 @@ class ReflectDiT:
     def _decoded(self, latents: Tensor, device: torch.device) -> Picture:
         """Latents (1, C, H, W) with their scaling taken off."""
         image = self.vae.decode(latents.to(device, self.vae.dtype), return_dict=False)[0]
+        check_finite(image)
         return self.processor.postprocess(image, output_type="pil")[0]
