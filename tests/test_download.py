@@ -171,15 +171,16 @@ def test_reflect_dit_is_put_together_from_three_repositories(hub, tmp_path):
 
 
 def test_of_sanas_repository_comes_one_set_of_weights(hub, tmp_path):
-    """Its files by name, as its pages on the hub list them: fp32 shards of the transformer, bf16 of Gemma, and the same
-    again in fp16."""
-    once = ["model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "transformer/config.json",
-            "vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors.index.json",
-            *(f"transformer/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)),
-            "text_encoder/config.json", "text_encoder/model.safetensors.index.json",
+    """Its files by name, as its pages on the hub list them: fp32 shards of the transformer, which the checkpoint takes
+    the place of, bf16 of Gemma, and the same again in fp16."""
+    once = ["model_index.json", "scheduler/scheduler_config.json", "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+            "text_encoder/model.safetensors.index.json",
             *(f"text_encoder/model-0000{n}-of-00002.safetensors" for n in (1, 2)), "tokenizer/tokenizer.model",
             *(f"tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config", "special_tokens_map"))]
-    again = ["transformer/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+    again = ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json",
+             *(f"transformer/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)),
+             "transformer/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
              "text_encoder/model.safetensors.index.fp16.json", "README.md", "LICENSE.txt", ".gitattributes",
              *(f"text_encoder/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2))]
     checkpoint = ["dit/transformer/config.json"]
@@ -192,7 +193,7 @@ def test_of_sanas_repository_comes_one_set_of_weights(hub, tmp_path):
     done = download(hub, tmp_path / "home", "reflect-dit", answers="n\n")
     share = done.stdout.partition(CHECKPOINT)[0]
     assert {line.split()[-1] for line in share.splitlines() if line.startswith("    ")} == set(once)
-    assert "12.9 GB" in published_set("reflect-dit").base.size and f"{len(once)} files" in share
+    assert "6.5 GB" in published_set("reflect-dit").base.size and f"{len(once)} files" in share
 
 
 def test_errors_say_what_to_do(hub, tmp_path):

@@ -46,7 +46,7 @@ SINGULAR = {"noise_prompt": {"rounds": "how often a picture is drawn, each time 
 """Where a policy means something else by the same name."""
 
 FLUX_OPTIONS = {
-    "max_batch": "pictures drawn at once (8); 1 needs the least memory",
+    "max_batch": "pictures drawn at once (4); 1 needs the least memory",
     "encoder_device": "where the text encoders are kept; cpu spares a GPU 10 GB with FLUX.1-dev",
     "quantise": "weights of the transformer and the large text encoder in fewer bits: fp8, int8 or nf4 (bitsandbytes, "
                 "on a GPU), torchao-int8, or none",

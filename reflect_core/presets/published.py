@@ -55,6 +55,8 @@ _PARTS = tuple(f"{part}/*{ending}" for part in ("transformer", "vae", "text_enco
                                                 "tokenizer", "tokenizer_2")
                for ending in (".safetensors", ".json", ".txt", ".model"))
 """Of a repository in diffusers layout only what its components need: none of the same weights in other files."""
+_AROUND = tuple(pattern for pattern in _PARTS if not pattern.startswith("transformer/"))
+"""Of SANA, whose transformer Reflect-DiT's checkpoint takes the place of."""
 
 PUBLISHED = {
     "flux-corrector": Published(
@@ -67,8 +69,8 @@ PUBLISHED = {
     "reflect-dit": Published(
         "SanaPipeline",
         Source("Efficient-Large-Model/Sana_1600M_1024px_MultiLing_diffusers", "diffusers",
-               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "12.9 GB",
-               "licence: NVIDIA's NSCL v2-custom, and Gemma's terms", ("model_index.json", *_PARTS)),
+               "Sana_1600M_1024px_MultiLing_diffusers", "model_index.json", "6.5 GB",
+               "licence: NVIDIA's NSCL v2-custom, and Gemma's terms", ("model_index.json", *_AROUND)),
         Source("jacklishufan/reflect-dit", "reflect", "reflect-dit", "config.json",
                "about 3.5 GB", "no licence is stated", ("*.json", "*.safetensors", "*.bin"), "dit/transformer"),
         "shapes-sana",
@@ -87,9 +89,9 @@ PUBLISHED = {
         None, "shapes-flux"),
 }
 """The sizes are of what is needed of each repository, as its pages on the hub list them: of FLUX.1-dev and Kontext 23.8
-GB of transformer, 9.5 of T5, 0.4 of the rest; of SANA a transformer in fp32, 6.4 GB, Gemma 2 in bf16, 5.2, and the
-autoencoder, 1.2 (its fp16 copies of all three are left out, see `download.VARIANTS`); of Qwen-Image-Edit 57.7 in all.
-The files of Reflect-DiT's checkpoint are not known here: its size is that of what the official code saves."""
+GB of transformer, 9.5 of T5, 0.4 of the rest; of SANA Gemma 2 in bf16, 5.2 GB, and the autoencoder, 1.2 (left out are
+its fp16 copies, see `download.VARIANTS`, and its transformer, 6.4 in fp32); of Qwen-Image-Edit 57.7 in all. The files
+of Reflect-DiT's checkpoint are not known here: its size is that of what the official code saves."""
 
 
 def published_names() -> list[str]:

@@ -49,7 +49,8 @@ def find_sources(folder: str | Path, checkpoint: str | Path | None = None,
         _check_part(name, where)
     own = checkpoint is None and "transformer" not in parts
     place = folder / "transformer" if own else _place(checkpoint, parts.pop("transformer", None))
-    config = read_json(place / "config.json", "expected the config of a SANA transformer" if checkpoint is None else
+    config = read_json(place / "config.json", "expected the config of a SANA transformer; try "
+                       "--lora with Reflect-DiT's checkpoint, or to download the model whole" if checkpoint is None else
                        "expected the one of a Reflect-DiT checkpoint")
     reflects = checkpoint is not None or bool(config.get("reflection"))
     if reflects and own and (pickles := sorted(place.glob(f"{STEM}*.bin"))):
