@@ -131,9 +131,9 @@ class ModelChoice:
 
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device("--device ", self.device)
         if self.dtype == "auto":
             self.dtype = auto_dtype(self.device, self.family)
-        check_device("--device ", self.device)
         check_device("--option encoder_device=", self.options.get("encoder_device"))
         extra: dict[str, Any] = {} if self.lora is None else {"lora": self.lora}
         if self.parts:
