@@ -14,7 +14,7 @@ from ..reflect_core.presets.choice import DTYPES
 from ..reflect_core.types import UserError
 from ..reflect_core.verifiers.rubric import TAGS
 from .judge import ReflectJudge
-from .model import KEEP
+from .model import KEEP, QUANTISE
 from .progress import speaking_as
 from .schema import Judge, rare, schema
 
@@ -73,7 +73,8 @@ class ReflectLocalJudge(io.ComfyNode):
             [io.Combo.Input("model", options=list(_folders()) or [NONE]), *asking(),
              rare(io.Combo, "dtype", options=list(DTYPES), default="auto", optional=True),
              rare(io.Combo, "offload", options=list(KEEP), default=KEEP[0], optional=True),
-             rare(io.Int, "side", default=1024, min=28, max=4096, optional=True)],
+             rare(io.Int, "side", default=1024, min=28, max=4096, optional=True),
+             rare(io.Combo, "quantise", options=list(QUANTISE), default=QUANTISE[0], optional=True)],
             [Judge.Output("judge"), io.String.Output("report")],
             search_aliases=["qwen-vl", "vlm judge", "verifier"])
 
@@ -86,8 +87,9 @@ class ReflectLocalJudge(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, ask: str, reflect: str, threshold: float, checks: str = "", tag: str = "general",
-                dtype: str = "auto", offload: str = KEEP[0], side: int = 1024) -> io.NodeOutput:
-        from .memory import Parts, best_dtype
+                dtype: str = "auto", offload: str = KEEP[0], side: int = 1024, quantise: str = QUANTISE[0]
+                ) -> io.NodeOutput:
+        from .memory import Parts, best_dtype, pack_room
 
         with speaking_as("Load Judge (language model)"):
             folder = _folders().get(model)
@@ -97,13 +99,17 @@ class ReflectLocalJudge(io.ComfyNode):
                                 f"{Path(folder_paths.models_dir) / 'LLM'}, such as Qwen2.5-VL-7B-Instruct from "
                                 "huggingface.co; try to reload the page after putting it there, or Load Judge (server)")
             weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            how = {} if quantise == QUANTISE[0] else {"quantise": quantise}
+            if quantise == "nf4":  # bitsandbytes packs it on the card, and it then waits as all others do
+                how |= {"device": pack_room(weights), "offload": "component"}
             judge = ReflectJudge(find_judge("local", {
-                "folder": str(folder), "device": "cpu", "dtype": best_dtype(dtype, weights // 2), "side": side,
+                "folder": str(folder), "device": "cpu", "dtype": best_dtype(dtype, weights // 2), "side": side, **how,
                 **options(ask, reflect, threshold, checks, tag)}))
             chat = judge.judge.chat
+            judge.judge.given.pop("offload", None)
             # The generator and the judge are never both forced to stay: the manager moves one for the other.
             judge.parts = Parts({"judge": [chat.model]}, offload)
-            chat.places.manager = judge.parts.place
+            chat.places.manager, chat.places.rest = judge.parts.place, lambda: None
             judge.judge.given["device"] = judge.parts.device  # for a record, where it computes
             judge.wait()
             return io.NodeOutput(judge, "\n".join(judge.judge.connect()))

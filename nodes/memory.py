@@ -14,7 +14,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..reflect_core.generators import quantise
 from ..reflect_core.generators.tiling import SIDE
+from ..reflect_core.types import UserError
 from .streamed import move_the_rest, stream
 
 TEXT_ROOM = {"text_encoder": 64 << 20, "text_encoder_2": 512 << 20}
@@ -81,6 +83,16 @@ def _devices(name: str, modules: list[nn.Module]) -> tuple[torch.device, torch.d
     if name == "vae":
         return manager.vae_device(), manager.vae_offload_device()
     return manager.get_torch_device(), manager.unet_offload_device()
+
+
+def pack_room(size: int) -> str:
+    """The card, with room for weights of `size` bytes that bitsandbytes packs there. UserError where there is none."""
+    card = manager.get_torch_device()
+    if "nf4" in quantise.NEED_GPU and manager.is_device_cpu(card):
+        raise UserError("quantise is 'nf4', which is offered on a GPU only, and ComfyUI computes on the CPU; expected "
+                        "one of the others; try fp8")
+    manager.free_memory(size / 2, card)  # a third of them will lie there
+    return str(card)
 
 
 def best_dtype(asked: str, parameters: int, in_fp16: bool = True) -> str:

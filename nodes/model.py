@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as manager
 import folder_paths
 from comfy_api.latest import io
 
@@ -85,15 +84,10 @@ class ReflectModel:
 
 def _packed(choice: ModelChoice, size: int) -> Generator:
     """A model that bitsandbytes packs, on the card and one part at a time, and that then waits as all others do."""
-    from ..reflect_core.generators import quantise
     from ..reflect_core.generators.offload import MANAGED
+    from .memory import pack_room
 
-    card = manager.get_torch_device()
-    if "nf4" in quantise.NEED_GPU and manager.is_device_cpu(card):
-        raise UserError("quantise is 'nf4', which is offered on a GPU only, and ComfyUI computes on the CPU; expected "
-                        "one of the others; try fp8")
-    manager.free_memory(size / 2, card)  # a third of them will lie there
-    choice.device = str(card)
+    choice.device = pack_room(size)
     return choice.load(offload=MANAGED)
 
 

@@ -54,6 +54,7 @@ sys.modules["reflect_pack"] = pack
 spec.loader.exec_module(pack)
 import diffusers  # noqa: E402
 import folder_paths  # noqa: E402
+from PIL import Image  # noqa: E402
 from reflect_pack.nodes import memory  # noqa: E402
 from reflect_pack.nodes import model as nodes  # noqa: E402
 from reflect_pack.nodes.streamed import is_packed  # noqa: E402
@@ -65,6 +66,9 @@ from reflect_pack.reflect_core.types import Pair, Request  # noqa: E402
 for package in ("peft", "bitsandbytes"):
     if importlib.util.find_spec(package) is not None:
         __import__(package)
+if "bitsandbytes" in sys.modules:
+    # On a CPU it lays its weights anew as they are first used, and rounds the scales; on a card not.
+    sys.modules["bitsandbytes.nn.modules"].has_avx512bf16 = lambda: False
 for name in ("FluxTransformer2DModel", "AutoencoderKL"):
     getattr(diffusers, name)
 
@@ -137,10 +141,6 @@ def run(quantise, keep, budget, dtype, folder=FOLDER):
     BUDGET[0] = budget
     model = load(quantise, keep, dtype, folder)
     aligned(model.generator)
-    for layer in layers(model):
-        # On a CPU bitsandbytes lays its weights anew as they are first used, and rounds the scales; on a card not.
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
     home, seen = watch(model)
     patcher = model.patcher
     said = {"pictures": [draw(model)], "size": patcher.model_size(), "loaded": patcher.loaded_size(),
@@ -156,17 +156,30 @@ def run(quantise, keep, budget, dtype, folder=FOLDER):
     return said
 
 
-def judge(judge, folder):
-    """What is told of a judge from a folder, and what a record would know of it."""
+def judge(judge, folder, quantise="none", keep="whole", budget=1e12):
+    """What is told of a judge from a folder, what a record would know of it, and of a language model what it says of
+    two pictures, before and after it was sent away."""
     from reflect_pack.nodes.language_judge import ReflectLocalJudge
     from reflect_pack.nodes.reward_judge import ReflectRewardJudge
 
     there = Path(folder_paths.models_dir) / "LLM" / Path(folder).name
     there.parent.mkdir(parents=True, exist_ok=True)
-    there.symlink_to(folder)
-    made = (ReflectLocalJudge.execute(there.name, "match", "none", -1.0) if judge == "local" else
-            ReflectRewardJudge.execute(judge, there.name, -1.0))
-    return {"told": made.args[1], "options": made.args[0].judge.settings()["options"]}
+    if not there.exists():
+        there.symlink_to(folder)
+    BUDGET[0] = budget
+    if judge != "local":
+        made = ReflectRewardJudge.execute(judge, there.name, -1.0)
+        return {"told": made.args[1], "options": made.args[0].judge.settings()["options"]}
+    with a_gpu() if quantise == "nf4" else nullcontext():
+        made = ReflectLocalJudge.execute(there.name, "match", "none", -1.0, quantise=quantise, offload=keep)
+    model = made.args[0].judge.chat.model
+    looked = [Image.new("RGB", (112, 84), colour) for colour in ("red", "blue")]
+    scores = []
+    for _ in range(2):
+        scores.append([one.score for one in made.args[0].actors.verifier.judge("a red circle", looked)])
+        manager.unload_all_models()
+    return {"told": made.args[1], "options": made.args[0].judge.settings()["options"], "scores": scores,
+            "packed": sum(map(is_packed, model.modules()))}
 
 
 for line in sys.stdin:

@@ -118,6 +118,24 @@ def test_another_family_is_packed_and_moved_alike(drawn, sana, quantise):
     assert bool(whole["packed"]) == (quantise != "none")
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    return str(write_tiny_qwen(tmp_path_factory.mktemp("judge") / "wide", answers=True, wide=True))
+
+
+@pytest.mark.parametrize("quantise", ["none", "fp8", "nf4"])
+def test_a_judge_is_packed_and_moved_as_a_model_is(inside, seeing, quantise):
+    if quantise == "nf4" and not all(importable(one, "bitsandbytes") for one in (sys.executable, python_of(COMFYUI))):
+        pytest.skip("no bitsandbytes")
+    asked = {"judge": "local", "folder": seeing, "quantise": quantise}
+    whole = inside(**asked)
+    assert whole["scores"][0] == whole["scores"][1] and len(set(whole["scores"][0])) == 2
+    assert inside(**asked, keep="streamed", budget=0.1)["scores"] == whole["scores"]
+    assert (whole["scores"] == inside(**asked | {"quantise": "none"})["scores"]) == (quantise == "none")
+    assert bool(whole["packed"]) == (quantise != "none")
+    assert whole["options"].get("quantise", "none") == quantise and "offload" not in whole["options"]
+
+
 @pytest.mark.parametrize("judge", ["local", "clip-score"])
 def test_a_record_knows_a_judge_by_where_it_computes_and_not_where_it_waits(inside, judge, tmp_path):
     folder = (write_tiny_qwen(tmp_path / "tiny", answers=True) if judge == "local" else

@@ -46,7 +46,8 @@ class CorrectorOptions:
     max_sequence_length: int = 512
     """Tokens of T5, padded without a mask. 512: published."""
     max_batch: int = 4
-    """Pictures in one batch: of 1024 pixels a side each takes 0.7 GB while it is corrected. The same requests with the same value come out bit for bit."""
+    """Pictures in one batch; each of 1024 pixels a side takes 0.7 GB while it is corrected. The same requests with the
+    same value come out bit for bit."""
     text_cache: int = 64
     """Texts of each encoder whose states are kept."""
     condition_cache: int = 64
