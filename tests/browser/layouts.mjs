@@ -121,6 +121,7 @@ dropped; a picture from noise may be the answer. *official* in the all-in-one no
    single files, also fp8 and GGUF: **Load FLUX Files** in its place.
 2. A judge: a language model that sees pictures, on a server such as LM Studio, Ollama or llama.cpp. Put its **address**
    and **model** into Load Judge (server). Or **Load Judge (language model)** in its place, with a folder of your own.
+3. On a card of 24 GB **quantise** at *fp8* in Load Reflective DiT, of 8 to 16 GB at *nf4*: its help says what fits.
 
 With the model *shapes-flux* and **Load Judge** with *shapes* the same workflow runs without a download.`, 760),
     { model: "flux-corrector", join: "search", server: { ask: "checks", reflect: "edits" }, candidates: 2, first: 32, rounds: 17,
