@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,29 @@ def test_rubric_is_asked_again_once_and_then_given_up():
     first, second = RubricVerifier(chat, "counting").judge("two cats", [RED, BLUE])
     assert not first.judged and not second.judged and len(chat.questions) == 4
     assert "expected 0 to 10" in chat.questions[3].text and chat.questions[2].before[0][1] == "no JSON"
+
+
+@pytest.mark.parametrize("more", ['"confidence": NaN', '"confidence": -Infinity', '"deep": ' + "[" * 700 + "]" * 700,
+                                  '"notes": "\\u001b[2J' + "z" * 800_000 + '"'])
+def test_of_a_rubric_only_what_was_asked_for_is_kept(more):
+    """It goes on the record, which holds no NaN, and on a page."""
+    from reflect_core.search.actors import as_recorded
+
+    mark = {"explanation": "so \x1b[2J" + "so " * 900, "score": 5, "more": 1}
+    marks = dict.fromkeys((*ASPECTS["general"], "overall_score"), mark)
+    verdict = RubricVerifier(Table(lambda q: f"{json.dumps(marks)[:-1]}, {more}}}")).judge("two cats", [RED])[0]
+    kept = as_recorded(verdict).details["marks"]
+    assert list(kept) == [*ASPECTS["general"], "overall_score"] and verdict.score == 0.5
+    assert all(mark.keys() == {"explanation", "score"} and len(mark["explanation"]) <= 300 for mark in kept.values())
+    assert "\x1b" not in str(kept) and "[2J" in str(kept)
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "1e999", "9" * 5000])
+def test_a_mark_that_is_no_number_is_asked_for_again(score):
+    mark = '{"explanation": "x", "score": %s}' % score
+    reply = "{" + ", ".join(f'"{name}": {mark}' for name in (*ASPECTS["counting"], "overall_score")) + "}"
+    chat = Table(lambda q: reply)
+    assert not RubricVerifier(chat, "counting").judge("two cats", [RED])[0].judged and len(chat.questions) == 2
 
 
 @pytest.mark.parametrize("reply, accepted, official, guarded", [
@@ -345,6 +369,21 @@ SCHEMA = object_of(name={"type": "string"}, number={"type": "integer", "minimum"
 ])
 def test_json_is_found_and_checked(text, found):
     assert parse(text, SCHEMA) == found
+
+
+@pytest.mark.parametrize("text", ['{"questions":[' * 10_000, '{"a":' * 20_000, "{" * 140_000,
+                                  '{"name": ["' + "x" * 140_000 + '"], "number": 1}'])
+def test_a_reply_is_looked_through_in_no_time(text):
+    began = time.process_time()
+    assert isinstance(why := parse(text, SCHEMA), str) and len(why) < 200
+    assert time.process_time() - began < 1
+
+
+def test_a_strange_value_is_shown_short():
+    deep = json.loads("[" * 900 + "]" * 900)
+    for value in ("x" * 10_000, deep, {"a": deep}):
+        assert len(misfit({"type": "string", "enum": ["a"]}, value)) < 120
+        assert len(misfit({"type": "integer"}, value)) < 120
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

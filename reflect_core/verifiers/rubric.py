@@ -63,12 +63,15 @@ class RubricVerifier(Asker):
     def _verdict(self, result: dict[str, Any] | str) -> Verdict:
         if isinstance(result, str):
             return not_judged(result)
-        overall = result["overall_score"]
-        checks = tuple(Check("aspect", name.replace("_", " "), result[name]["score"] >= 10 * self.threshold,
-                             bounded(f"{result[name]['score']} of 10: {result[name]['explanation']}", 300))
+        # What was asked for alone, and each explanation bounded: a reply has as many members as a model likes.
+        marks = {name: {"explanation": bounded(result[name]["explanation"], 300), "score": result[name]["score"]}
+                 for name in (*ASPECTS[self.tag], "overall_score")}
+        checks = tuple(Check("aspect", name.replace("_", " "), marks[name]["score"] >= 10 * self.threshold,
+                             bounded(f"{marks[name]['score']} of 10: {marks[name]['explanation']}", 300))
                        for name in ASPECTS[self.tag])
+        overall = marks["overall_score"]
         score = overall["score"] / 10
-        return Verdict(score, score >= self.threshold, checks, bounded(overall["explanation"], 300), {"marks": result})
+        return Verdict(score, score >= self.threshold, checks, overall["explanation"], {"marks": marks})
 
 
 def told(tag: str) -> str:
