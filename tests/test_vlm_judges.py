@@ -105,6 +105,17 @@ def test_checks_are_made_once_for_a_prompt_and_each_picture_is_asked_all():
     assert len(verifier.asked) == 7
 
 
+@pytest.mark.parametrize("about, taken", [("color", "colour"), (" Count ", "count"), ("attribute", "other"),
+                                          ("x" * 9000, "other"), (3, "other"), (None, "other"), (..., "other")])
+def test_what_a_check_is_about_may_be_called_anything(about, taken):
+    """The schema that is sent says what is wanted all the same."""
+    one = {"about": about, "question": "Is it red?"} if about is not ... else {"question": "Is it red?"}
+    chat = Table(lambda q: json.dumps({"questions": [one]}))
+    assert ChecklistVerifier(chat).prepare("a red ball") == ((taken, "Is it red?"),)
+    (asked,) = chat.questions
+    assert "colour" in asked.schema["properties"]["questions"]["items"]["properties"]["about"]["enum"]
+
+
 def test_geometric_mean_and_own_checks():
     chat = Table(lambda q: Answer("", 0.25, 0.75) if "red" in q.text else Answer("", 1.0, 0.0))
     verifier = ChecklistVerifier(chat, mean="geometric", own=(("other", "A ball?"), ("other", "red?")))

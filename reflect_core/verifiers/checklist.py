@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..text import bounded
 from ..types import Check, Picture, UserError, Verdict
@@ -30,6 +31,8 @@ COMPILE = ("You turn the description of a picture into questions that somebody w
 SYSTEM = "You answer questions about a picture with one word, yes or no. Look closely; if you are not sure, answer no."
 SCHEMA = object_of(questions={"type": "array", "minItems": 1, "items": object_of(
     about={"type": "string", "enum": list(ABOUT)}, question={"type": "string"})})
+ENOUGH = object_of(questions={**SCHEMA["properties"]["questions"], "items": object_of(question={"type": "string"})})
+"""What a question is about is a word for the eye: one that we do not know is no reason to ask nothing."""
 
 
 class ChecklistVerifier(Asker):
@@ -55,10 +58,10 @@ class ChecklistVerifier(Asker):
             return self.own
         if prompt not in self.checks:
             question = Question(f"Description: {prompt}", system=COMPILE, max_tokens=1200, schema=SCHEMA)
-            told = ask_for_json(self.ask_ahead, [question])[0]
+            told = ask_for_json(self.ask_ahead, [question], ENOUGH)[0]
             # A model that was cut off, or repeats itself, has fewer of its own.
             made = [] if isinstance(told, str) else told["questions"]
-            pairs = dict.fromkeys((one["about"], bounded(one["question"], LONGEST)) for one in made)
+            pairs = dict.fromkeys((_about(one.get("about")), bounded(one["question"], LONGEST)) for one in made)
             if not (found := tuple(pair for pair in pairs if pair[1])[:MOST]):
                 why = bounded(told, 300) if isinstance(told, str) else "its questions are blank"
                 raise UserError(f"the judge could not take the prompt apart into questions ({why}); expected a list of "
@@ -95,6 +98,13 @@ class ChecklistVerifier(Asker):
         if isinstance(reading, str):
             return Check(about, text, False, bounded(f"{NO_ANSWER}: {reading}", 200))
         return Check(about, text, reading.p >= self.threshold, f"yes {reading.p:.2f}")
+
+
+def _about(said: Any) -> str:
+    """One of `ABOUT` for what a model says that a question is about."""
+    word = said.strip().lower() if isinstance(said, str) else ""
+    word = {"color": "colour"}.get(word, word)
+    return word if word in ABOUT else "other"
 
 
 def _geometric(values: Sequence[float]) -> float:
