@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflect_core.generators.editors.instruction import edits_of
+from reflect_core.reflectors.refusal import refuses
 from reflect_core.reflectors.told import VERBS, edits, foreign, is_command, latin, lines, nothing, sentence
 
 STATEMENTS = ["Add a red circle.", "The dog is missing", "move the cat 2 steps to the left", "There is no ball",
@@ -86,6 +87,26 @@ def test_where_some_can_be_done_talk_is_left_out():
 replies = st.text(st.characters(codec="utf-8"), max_size=200) | st.lists(st.builds(
     lambda around, said: around.format(said), st.sampled_from(AROUND),
     st.sampled_from(STATEMENTS + NOTHINGS + HEADINGS)), max_size=6).map("\n".join)
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("said", [
+    "I'm sorry, I can't assist with that.", "I\u2019m sorry, but I can\u2019t help with this.", "Sorry, I can't",
+    "I cannot assist with that request.", "I'm unable to provide an evaluation of people.", "I can\u2019t do that.",
+    "As an AI language model, I cannot view images", "I am sorry, but I am not able to describe this image.",
+    "Unfortunately, I can't identify real people in images.", "I won't help with that.", "I must decline.",
+    "Lo siento, no puedo ayudar con eso.", "Es tut mir leid, dabei kann ich nicht helfen.",
+    "\u62b1\u6b49\uff0c\u6211\u65e0\u6cd5\u63d0\u4f9b\u5e2e\u52a9\u3002", "I apologize, but I can't comply with that"])
+def test_a_refusal(said, around):
+    assert refuses(around.format(said)) and refuses(f"{around.format(said)}\nLet me know what else I can do.")
+
+
+@pytest.mark.parametrize("said", [*STATEMENTS, *NOTHINGS, *HEADINGS, "", "I can't see a dog.", "I cannot find the cat",
+                                  "I don't see a second mug", "Unfortunately, the dog is missing", "A sorry sight",
+                                  "Sorry, but there is no dog", "The man can't help the dog", "I can't help noticing",
+                                  "Add a dog\nI'm sorry, I can't assist with the rest", "I will not see a star there"])
+def test_what_is_wrong_is_no_refusal(said):
+    assert not refuses(said)
 
 
 @given(replies)

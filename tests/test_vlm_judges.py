@@ -347,6 +347,46 @@ def test_a_judge_speaks_what_the_model_reads():
         judge(scripts="chinese")
 
 
+REFUSAL = "I\u2019m sorry, but I can\u2019t assist with that."
+
+
+@pytest.mark.parametrize("kind", [SentenceReflector, EditsReflector, TunedReflector])
+@pytest.mark.parametrize("scripts", ["latin", "any"])
+def test_a_refusal_is_no_reflection(kind, scripts):
+    reflector = kind(Table(lambda q: REFUSAL if is_red(q) else "Add a dog"), scripts=scripts)
+    assert reflector.reflect("a dog", [RED, BLUE], [WRONG, WRONG]) == ["", "Add a dog"]
+    assert reflector.notes == [(f"the judge refuses to say what is wrong: {REFUSAL}",), ()]
+
+
+THOUGHTS = "Got it, let me look at the picture. The user wants a dog. I have to say what is wrong with it. First"
+
+
+@pytest.mark.parametrize("kind, reply, said", [
+    (SentenceReflector, THOUGHTS, ""), (EditsReflector, THOUGHTS, ""), (TunedReflector, THOUGHTS[:30], ""),
+    (EditsReflector, f"{THOUGHTS}\nAdd a dog\nMove the c", "Add a dog"), (EditsReflector, "Add a d", ""),
+    (TunedReflector, "Add a dog. Move the cat. Rem", "Add a dog."), (TunedReflector, "Add a do", ""),
+    (TunedReflector, "Add a dog.", "Add a dog.")])
+def test_of_a_reply_that_was_cut_off_only_what_is_whole_is_handed_on(kind, reply, said):
+    reflector = kind(Table(lambda q: Answer(reply, cut=True)))
+    assert reflector.reflect("a dog", [RED], [WRONG]) == [said]
+    assert bool(reflector.notes[0]) == (not said) and (said or "was cut off" in reflector.notes[0][0])
+
+
+@pytest.mark.parametrize("answer, why", [(Answer("A dog on the gra", cut=True), "the new prompt was cut off"),
+                                         (Answer(THOUGHTS, cut=True), "cut off"), (REFUSAL, "the judge refuses")])
+def test_what_is_no_whole_prompt_leaves_the_old_one(answer, why):
+    refiner = VlmRefiner(Table(lambda q: answer if is_red(q) else "A dog on grass"))
+    assert refiner.refine("a dog", ["a small dog", "dog"], [RED, BLUE], [WRONG, WRONG], ["", ""]) == [
+        "a small dog", "A dog on grass"]
+    assert why in refiner.notes[0][0] and refiner.notes[1] == ()
+
+
+def test_a_released_judge_that_refuses_has_not_judged():
+    verdict = ReleasedVerifier(Table(lambda q: REFUSAL)).judge("a ball", [RED])[0]
+    assert not verdict.judged and "the judge refuses" in verdict.reason and not verdict.details
+    assert ReleasedReflector().reflect("a ball", [RED], [verdict]) == [""]
+
+
 def test_a_reflector_hears_what_failed():
     chat = checklist_chat(lambda text, red: Answer("No", 0.0, 1.0))
     verdict = ChecklistVerifier(chat).judge("a red ball", [BLUE])[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..reflectors.refusal import refuses
 from ..reflectors.told import foreign, lines
 from ..text import bounded
 from ..types import Picture, Verdict
-from ..vlm.chat import Asker, Chat, Question
+from ..vlm.chat import Answer, Asker, Chat, Question
 
 LONGEST = 1200
 """Characters; some 300 tokens of the 512 that FLUX reads."""
@@ -29,15 +30,30 @@ class VlmRefiner(Asker):
 
     def refine(self, prompt: str, currents: Sequence[str], pictures: Sequence[Picture],
                verdicts: Sequence[Verdict], reflections: Sequence[str]) -> list[str]:
-        """The next prompt for each picture; its present one where the model gives none, or one in letters that the
-        generator does not read, which is noted. Whose own prompt is in such letters is answered in them."""
+        """The next prompt for each picture; its present one where the model gives none that is whole, or refuses, or
+        gives one in letters that the generator does not read, which is noted. Whose own prompt is in such letters is
+        answered in them."""
         answers = self.ask([Question(_told(prompt, *one), picture, SYSTEM, max_tokens=400)
                             for picture, *one in zip(pictures, currents, verdicts, reflections, strict=True)])
-        said = ["" if answer.error else bounded(" ".join(lines(answer.text)), LONGEST) for answer in answers]
-        left = ["" if self.any_script or foreign(prompt) or not foreign(one) else one for one in said]
-        self.notes = [(f"the model reads Latin letters alone, so that the prompt stays; left out: {bounded(one, 300)}",)
-                      if one else () for one in left]
-        return [current if unread or not one else one for current, one, unread in zip(currents, said, left)]
+        found = [self._found(answer, foreign(prompt)) for answer in answers]
+        self.notes = [noted for _, noted in found]
+        return [one or current for (one, _), current in zip(found, currents)]
+
+    def _found(self, answer: Answer, any_script: bool) -> tuple[str, tuple[str, ...]]:
+        """The new prompt in an answer, '' for none, and what is to be noted."""
+        if answer.error:
+            return "", ()
+        said = bounded(" ".join(lines(answer.text)), LONGEST)
+        why = ""
+        if answer.cut:
+            why = "the new prompt was cut off"
+        elif refuses(answer.text):
+            why = "the judge refuses to write another prompt"
+        elif foreign(said) and not (any_script or self.any_script):
+            why = "the model reads Latin letters alone"
+        if not why:
+            return said, ()
+        return "", (f"{why}, so that the present one stays; left out: {bounded(answer.text, 300)}",)
 
 
 def _told(prompt: str, current: str, verdict: Verdict, reflection: str) -> str:

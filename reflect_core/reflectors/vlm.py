@@ -3,11 +3,17 @@
 Each is asked only of pictures that were not accepted. Where the model gives no answer there is nothing to
 say, which the policies know what to do with. What it says in a script that the generator does not read is not handed
 on, and noted on the picture that it is about: T5, of FLUX, has one and the same sign for nearly every letter that is
-not Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing.
+not Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing. A model is asked for
+English; what it says in another language of Latin letters is handed on as it is, to all: nobody tells them apart here,
+and T5 learned some French, German and Romanian beside its English, and little of the others.
+
+Neither is a refusal handed on, nor, of a reply that was cut off, more than is whole: a model that thinks aloud without
+a mark around it is cut off in its thoughts.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -15,7 +21,8 @@ from ..text import bounded
 from ..types import Picture, Verdict
 from ..verifiers.checklist import NO_ANSWER
 from ..vlm.chat import Asker, Chat, Question
-from .told import edits, latin, sentence
+from .refusal import refuses
+from .told import edits, is_command, latin, lines, sentence
 
 LONGEST = 300
 """Characters of a reflection. The published ones are a sentence or a few short edits."""
@@ -30,6 +37,8 @@ EDITS = ("You look at a picture that was made from a description and write the e
          "and can be done by somebody who sees the picture but not the description. The worst error first. No "
          "explanations, no headings, no vague words such as 'improve'. At most {limit} lines. If nothing is wrong, "
          "answer: None")
+
+_ENDED = re.compile(r"(?:.*[.!?\n](?=\s|$))?", re.DOTALL)
 
 
 class VlmReflector(Asker, ABC):
@@ -51,11 +60,17 @@ class VlmReflector(Asker, ABC):
                             for k in wrong])
         said, self.notes = [""] * len(pictures), [()] * len(pictures)
         for k, answer in zip(wrong, answers):
-            if not answer.error:
-                told, left = (answer.text, "") if self.any_script else latin(answer.text)
-                said[k] = self._reflection(told)
-                if left:
-                    self.notes[k] = (f"the model reads Latin letters alone; of what was said, left out: {left}",)
+            if answer.error:
+                continue
+            if refuses(answer.text):
+                self.notes[k] = (f"the judge refuses to say what is wrong: {bounded(answer.text, 300)}",)
+                continue
+            told, left = (answer.text, "") if self.any_script else latin(answer.text)
+            said[k] = self._whole(told) if answer.cut else self._reflection(told)
+            if left:
+                self.notes[k] = (f"the model reads Latin letters alone; of what was said, left out: {left}",)
+            elif answer.cut and not said[k]:
+                self.notes[k] = (f"what was said was cut off, and left out: {bounded(answer.text, 300)}",)
         return said
 
     def _told(self, prompt: str, verdict: Verdict) -> str:
@@ -66,6 +81,10 @@ class VlmReflector(Asker, ABC):
 
     @abstractmethod
     def _reflection(self, reply: str) -> str: ...
+
+    def _whole(self, reply: str) -> str:
+        """The reflection in a reply that was cut off. Whoever was asked for a sentence and has no end had none."""
+        return ""
 
 
 class SentenceReflector(VlmReflector):
@@ -87,6 +106,9 @@ class EditsReflector(VlmReflector):
     def _reflection(self, reply: str) -> str:
         return edits(reply, self.limit, LONGEST)
 
+    def _whole(self, reply: str) -> str:
+        return self._reflection("\n".join(line for line in lines(reply.rpartition("\n")[0]) if is_command(line)))
+
 
 class TunedReflector(VlmReflector):
     """ReflectionFlow's Reflection-Generator: a Qwen2.5-VL-7B, tuned to answer a picture and its prompt with a
@@ -101,6 +123,10 @@ class TunedReflector(VlmReflector):
 
     def _reflection(self, reply: str) -> str:
         return sentence(reply, LONGEST)
+
+    def _whole(self, reply: str) -> str:
+        """It was tuned to say one thing after another, without thoughts: all but the last are whole."""
+        return self._reflection(_ENDED.match(reply)[0])
 
 
 class ReleasedReflector:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..reflectors.refusal import refuses
 from ..text import bounded
 from ..types import Picture, UserError, Verdict
-from ..vlm.chat import Asker, Chat, Question
+from ..vlm.chat import Answer, Asker, Chat, Question
 from .match import not_judged
 
 QUESTION = ("Please evaluate this generated image based on the following prompt: {prompt}. Focus on text alignment and "
@@ -38,9 +39,12 @@ class ReleasedVerifier(Asker):
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
         text = self.wording.replace("{prompt}", prompt)
         answers = self.ask([Question(text, picture, max_tokens=128) for picture in pictures])
-        return [not_judged(answer.error) if answer.error else self._verdict(answer.text) for answer in answers]
+        return [self._verdict(answer) for answer in answers]
 
-    def _verdict(self, reply: str) -> Verdict:
+    def _verdict(self, answer: Answer) -> Verdict:
+        reply = answer.text
+        if answer.error or refuses(reply):
+            return not_judged(answer.error or f"the judge refuses ({reply})")
         if RIGHT in reply:
             return Verdict(1.0, True, reason=bounded(reply, LONGEST), details={"feedback": ""})
         feedback = reply.split(".")[-1].strip()
