@@ -3,7 +3,8 @@
 Questions about a picture come as [what the model is told] [the picture] [the question]. The first part is
 the same for all pictures, the first two for all questions about one, so each is computed once and only the
 question's own tokens again. This is exact up to rounding: every token sees what it would see alone.
-`check` measures that for a model, as some let tokens look ahead.
+`check` measures that for a model, as some let tokens look ahead (Gemma 3 within a picture): of theirs, a picture is
+encoded once for all questions about it, and the rest is read for each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -52,9 +54,10 @@ class Reader:
         """For each question, all about one picture, the logits (V,) behind its last token, and what makes of them a
         `Read` to go on from."""
         if not self.shares:
-            for question in questions:
-                read = self._new()
-                yield self._forward(read, question, question.ids.shape[1], device), lambda read=read: read
+            with _looking_once(self.model):
+                for question in questions:
+                    read = self._new()
+                    yield self._forward(read, question, question.ids.shape[1], device), lambda read=read: read
             return
         first = questions[0]
         begun = self._begun(first, device)
@@ -126,6 +129,28 @@ class Reader:
         from transformers import DynamicCache
 
         return Read(DynamicCache(config=self.model.config.get_text_config()))
+
+
+@contextmanager
+def _looking_once(model: nn.Module) -> Iterator[None]:
+    """As long as it lasts, what a model makes of the first picture is what it makes of every one: for one picture."""
+    owner = getattr(model, "model", model)
+    look = getattr(owner, "get_image_features", None)
+    if look is None:
+        yield
+        return
+    seen: list[Any] = []
+
+    def look_once(*args: Any, **kwargs: Any) -> Any:
+        if not seen:
+            seen.append(look(*args, **kwargs))
+        return seen[0]
+
+    owner.get_image_features = look_once
+    try:
+        yield
+    finally:
+        del owner.get_image_features
 
 
 def _common(questions: list[Inputs]) -> int:
