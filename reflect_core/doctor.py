@@ -18,7 +18,7 @@ from .types import UserError
 NEEDED = ("torch", "diffusers", "transformers", "safetensors", "huggingface_hub", "pillow", "numpy", "requests")
 OPTIONAL = {"accelerate": "GGUF, nf4 and int8", "gguf": "FLUX in GGUF files", "bitsandbytes": "weights in nf4 and int8",
             "torchao": "weights in int8", "peft": "",
-            "torchvision": "language models as judges, other than Qwen-VL",
+            "torchvision": "language models as judges, other than Qwen-VL", "num2words": "SmolVLM as a judge",
             "matplotlib": "the plots of 'reflect bench'"}
 """What each is for; what has none is not spoken of where it is missing."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from torch import Tensor
 
 from ..compat import image_processor
 from ..generators.rgb import as_rgb
+from ..model_files import read_json
 from ..types import Picture, UserError
 from .chat import Question
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Model types whose pictures are a grid of patches, each square of them one token."""
+PACKAGES = {"torchvision": "torchvision, of the version that fits torch", "num2words": "num2words",
+            "sentencepiece": "sentencepiece", "tiktoken": "tiktoken", "protobuf": "protobuf"}
+"""What processors and tokenizers need besides, as pip is to be told."""
+_OPEN = re.compile(r"<think(?:ing)?>\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Inputs:
     first: int
     """Place of the picture's first token, and `last` of its last; L and -1 where there is none."""
     last: int
+    thinks: bool = False
+    """It ends where a thought begins: the answer comes behind that."""
 
 
 class QwenEyes:
@@ -50,16 +58,18 @@ class QwenEyes:
         return dict(self.pictures(images=[shrunk(picture, self.side)], return_tensors="pt"))
 
     def inputs(self, question: Question, sight: Mapping[str, Tensor] | None) -> Inputs:
-        text = self.tokenizer.apply_chat_template(messages(question, self.marks), chat_template=self.template,
-                                                  tokenize=False, add_generation_prompt=True)
+        text = worded(self.tokenizer.apply_chat_template, self.template, question, self.marks)
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if sight is not None:
+            if self.image_token not in ids:
+                raise UserError("the model's chat template has no place for a picture; expected that of a model that "
+                                "sees; try to download its tokenizer's files again")
             count = int(sight["image_grid_thw"][0].prod()) // self.pictures.merge_size**2
             at = ids.index(self.image_token)
             ids[at:at + 1] = [self.image_token] * count
         tokens = torch.tensor([ids])
         along = {"mm_token_type_ids": (tokens == self.image_token).int()} if sight is not None else {}
-        return placed(tokens, along, sight or {}, self.image_token)
+        return placed(tokens, along, sight or {}, self.image_token, text)
 
 
 class AnyEyes:
@@ -68,11 +78,10 @@ class AnyEyes:
     def __init__(self, folder: Path, image_token: int, side: int) -> None:
         from transformers import AutoProcessor
 
-        try:
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
-        except ImportError as error:
-            raise UserError(f"{folder}: its processor needs another package ({str(error).strip().splitlines()[0]}); "
-                            "try pip install torchvision, of the version that fits torch") from error
+        # Without `use_fast`, which is the tokenizer's, too, in transformers 4.
+        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        with suppress(ValueError):  # some are by torchvision alone
+            self.processor.image_processor = image_processor(folder)
         self.tokenizer = self.processor.tokenizer
         self.template, self.side, self.image_token = template_of(folder, self.processor), side, image_token
         self.marks = marks_of(self.tokenizer)
@@ -81,28 +90,75 @@ class AnyEyes:
         return shrunk(picture, self.side)
 
     def inputs(self, question: Question, sight: Picture | None) -> Inputs:
-        text = self.processor.apply_chat_template(messages(question, self.marks), chat_template=self.template,
-                                                  tokenize=False, add_generation_prompt=True)
+        text = worded(self.processor.apply_chat_template, self.template, question, self.marks)
         pictures = {} if sight is None else {"images": [sight]}
-        made = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        # Where the template leaves the first token to the tokenizer (LLaVA 1.5), as transformers itself does it.
+        begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        made = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=not begun, **pictures))
         ids = made.pop("input_ids")
         made.pop("attention_mask", None)
         along = {name: value for name, value in made.items() if value.shape == ids.shape}
         vision = {name: value for name, value in made.items() if name not in along and sight is not None}
-        return placed(ids, along, vision, self.image_token)
+        return placed(ids, along, vision, self.image_token, text)
 
 
 Eyes = QwenEyes | AnyEyes
 
 
 def open_eyes(folder: Path, config: Any, side: int) -> Eyes:
-    """Those of a model by its config. UserError for one that has no picture in its prompts."""
+    """Those of a model by its config. UserError for one that has no picture in its prompts, or files that are none."""
     token = getattr(config, "image_token_id", None)
     token = getattr(config, "image_token_index", None) if token is None else token
     if token is None:
         raise UserError(f"{folder}: a model of type {config.model_type!r} has no token for a picture; expected a "
                         "language model that sees; try one with -VL in its name")
-    return (QwenEyes if config.model_type in QWEN else AnyEyes)(folder, token, side)
+    try:
+        return (QwenEyes if config.model_type in QWEN else AnyEyes)(folder, token, side)
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers raises for a broken file, or a package that is not there
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: BaseException | None) -> UserError:
+    said, needs = " ".join(str(error).split())[:300] or type(error).__name__, isinstance(error, ImportError)
+    causes: list[str] = []
+    while error is not None:
+        causes.append(str(error).lower())
+        error = error.__cause__ or error.__context__
+    package = next((how for text in causes for name, how in PACKAGES.items() if name in text), None)
+    if package is not None:
+        return UserError(f"{folder}: its tokenizer or processor needs another package ({said}); expected that it is "
+                         f"installed; try pip install {package}")
+    cure = "to install what it names" if needs else "to download the model again"
+    return UserError(f"{folder}: its tokenizer or processor cannot be loaded ({said}); expected tokenizer.json, "
+                     f"tokenizer_config.json and preprocessor_config.json as on the hub; try {cure}")
+
+
+def worded(apply: Callable[..., str], template: str, question: Question, marks: Sequence[str]) -> str:
+    """The chat as a model's template words it, so that it does not think aloud where a template can say that. `apply`:
+    of its tokenizer or processor. Where the template takes no system turn, that is told with the first question.
+    UserError for a template that takes neither."""
+    from jinja2 import TemplateError
+
+    said = {"enable_thinking": False} if "enable_thinking" in template else {}
+    for asked in (question, folded(question)) if question.system else (question,):
+        try:
+            return apply(messages(asked, marks), chat_template=template, tokenize=False, add_generation_prompt=True,
+                         **said)
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+            why = error
+    raise UserError(f"the model's chat template cannot be used ({' '.join(str(why).split())[:200]}); expected one for "
+                    "a user's words and a picture; try an instruction-tuned model, or to download its tokenizer's "
+                    "files again") from why
+
+
+def folded(question: Question) -> Question:
+    """The same without a system turn, which the first question begins with."""
+    if not question.before:
+        return replace(question, system="", text=f"{question.system}\n\n{question.text}")
+    (first, reply), *others = question.before
+    return replace(question, system="", before=((f"{question.system}\n\n{first}", reply), *others))
 
 
 def marks_of(tokenizer: Any) -> list[str]:
@@ -136,7 +192,7 @@ def template_of(folder: Path, owner: Any) -> str:
     template = getattr(owner, "chat_template", None)
     file = folder / "chat_template.json"
     if not template and file.is_file():
-        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json(file, "").get("chat_template")
     if not isinstance(template, str):
         raise UserError(f"{folder}: has no chat template; expected one in tokenizer_config.json, chat_template.json or "
                         "chat_template.jinja; try an instruction-tuned model, or to download it again")
@@ -152,6 +208,8 @@ def shrunk(picture: Picture, side: int) -> Picture:
     return picture.resize(tuple(max(1, round(length * scale)) for length in picture.size), 1)
 
 
-def placed(ids: Tensor, along: Mapping[str, Tensor], vision: Mapping[str, Tensor], image_token: int) -> Inputs:
+def placed(ids: Tensor, along: Mapping[str, Tensor], vision: Mapping[str, Tensor], image_token: int,
+           text: str) -> Inputs:
     at = (ids[0] == image_token).nonzero().flatten().tolist() if vision else []
-    return Inputs(ids, along, vision, at[0] if at else ids.shape[1], at[-1] if at else -1)
+    return Inputs(ids, along, vision, at[0] if at else ids.shape[1], at[-1] if at else -1,
+                  _OPEN.search(text) is not None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..compat import positions
 from ..generators.checking import DTYPES, OFFLOADS, check_device, is_whole, one_of
 from ..generators.loading import check_info, dtype_word, quiet, wrapped
-from ..generators.memory import enough_memory
+from ..generators.memory import enough_memory, is_out_of_memory
 from ..generators.offload import HOME, Offload
 from ..generators.places import Places
 from ..generators.quantise import WAYS, check_quantise, loading_config, placed, quantised
@@ -66,10 +66,13 @@ class Local:
         self.on_wait: Callable[[], Any] | None = None
         self.reader = Reader(model)
         self._checked = False
+        self.device: torch.device | None = None
+        """Where it computed last; None before it has."""
         self.parts = {"judge": model}
         self.places = Places(self.parts)
         """Asked before the model computes; a memory manager sets `places.manager`."""
         self.yes, self.no = (torch.tensor(_ids_of(eyes.tokenizer, word)) for word in ("yes", "no"))
+        self.thoughts, self.ended = (_marks_of(eyes.tokenizer, begin) for begin in ("<think", "</think"))
         self.ends = _ends(model, eyes.tokenizer)
         self.penalty = float(getattr(model.generation_config, "repetition_penalty", None) or 1.0)
         self.room = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
@@ -108,8 +111,17 @@ class Local:
         picture = Image.new("RGB", (112, 112), (200, 30, 40))
         question = Question("Is this picture red? Answer yes or no.", picture, "Answer with one word.", yes_no=True)
         with torch.inference_mode(), enough_memory(CURES), self._turn():
-            device = torch.device(self.places("judge"))
-            difference = self.reader.check(self.eyes.inputs(question, self.eyes.look(picture)), device)
+            self.device = torch.device(self.places("judge"))
+            try:
+                difference = self.reader.check(self.eyes.inputs(question, self.eyes.look(picture)), self.device)
+            except UserError:
+                raise
+            except (IndexError, RuntimeError, ValueError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise UserError(f"the judge {self.name} cannot read a picture and a question "
+                                f"({' '.join(str(error).split())[:200]}); expected a model, a tokenizer and a "
+                                "preprocessor that belong together; try to download the model again") from error
         if self.reader.shares:
             return []
         why = f"differ by {difference:.2g} of their spread" if difference < inf else "cannot be had"
@@ -148,22 +160,27 @@ class Local:
         picture = questions[0].picture
         try:
             sight = None if picture is None else self.eyes.look(picture)
+            inputs = [self.eyes.inputs(question, sight) for question in questions]
+        except UserError:
+            raise
         except ValueError as error:
             # Such as one that is 300 times as wide as high: no judge of this kind sees it.
             yield from [Answer(error=f"the picture cannot be looked at: {error}")] * len(questions)
             return
-        inputs = [self.eyes.inputs(question, sight) for question in questions]
         longest = max(one.ids.shape[1] + question.max_tokens for one, question in zip(inputs, questions))
         if longest > self.room:
             raise UserError(f"the picture and its question take {longest:,} tokens, the context of {self.name!r} has "
                             f"{self.room:,}; try a smaller side")
         pixels = 0 if picture is None else picture.width * picture.height
-        device = torch.device(self.places("judge", pixels))
+        self.device = device = torch.device(self.places("judge", pixels))
         began = time.perf_counter()
         for question, one, (logits, read) in zip(questions, inputs, self.reader.logits(inputs, device)):
             if self.on_wait is not None:
                 self.on_wait()
-            answer = self._first(logits) if question.yes_no else self._rest(question, one, logits, read(), device)
+            if not question.yes_no:
+                answer = self._rest(question, one, logits, read(), device)
+            else:
+                answer = Answer(error=ALL_THOUGHT) if one.thinks else self._first(logits)
             now = time.perf_counter()
             yield replace(answer, tokens_in=one.ids.shape[1], seconds=now - began)
             began = now
@@ -192,10 +209,21 @@ class Local:
             logits = self.reader.next(read, token, at, device)
             at += 1
         cut = len(said) == question.max_tokens
-        text = without_thoughts(self.eyes.tokenizer.decode(said, skip_special_tokens=True))
+        text = self._text(said, inputs.thinks)
         if not text:
-            return Answer(error=ALL_THOUGHT if cut else "it answered nothing", cut=cut, tokens_out=len(said))
+            thought = cut or inputs.thinks or self.eyes.tokenizer.decode(said, skip_special_tokens=True).strip()
+            return Answer(error=ALL_THOUGHT if thought else "it answered nothing", cut=cut, tokens_out=len(said))
         return Answer(text, cut=cut, tokens_out=len(said))
+
+    def _text(self, said: list[int], thinks: bool) -> str:
+        """What stands behind its thoughts; '' where they have no end. `thinks`: the first of them is open."""
+        # Some tokenizers have the marks around thoughts among those that no text shows.
+        opened = thinks or any(token in self.thoughts for token in said)
+        behind = next((k for k in range(len(said), 0, -1) if said[k - 1] in self.ended), 0)
+        text = self.eyes.tokenizer.decode(said[behind:], skip_special_tokens=True)
+        if opened and not behind and "</think" not in text.lower():
+            return ""
+        return without_thoughts(text)
 
 
 def check_folder(folder: Path) -> None:
@@ -220,6 +248,11 @@ def check_folder(folder: Path) -> None:
 def _ids_of(tokenizer: Any, word: str) -> list[int]:
     """Every token that is a spelling of the word, each once."""
     return sorted({id for token, id in tokenizer.get_vocab().items() if spelling(token) == word})
+
+
+def _marks_of(tokenizer: Any, begin: str) -> set[int]:
+    """Tokens of the tokenizer's own that begin so, such as those around thoughts."""
+    return {id for id, token in tokenizer.added_tokens_decoder.items() if token.content.lower().startswith(begin)}
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> set[int]:
