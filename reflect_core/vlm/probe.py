@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ..types import UserError
-from .chat import ALL_THOUGHT, Answer, Question
+from .chat import ALL_THOUGHT, Answer, Chat, Question
 from .reading import LEAST_MASS, Reading, read
 from .server import Server
 from .structured import object_of, parse
@@ -61,10 +61,10 @@ def probe(server: Server, ask_ahead: Ask | None = None, ask: str = "checks") -> 
     """
     _find_model(server)
     ask_ahead = ask_ahead or server.ask
-    colours = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ((220, 20, 30), (20, 40, 220))]
+    colours = _colours(SIDE)
     name = f"{server.options.model!r} at {server.options.url}"
     if ask in ("checks", "match"):
-        found = _yes_or_no(server, ask_ahead, colours, name, ask)
+        found = replace(_yes_or_no(server, ask_ahead, colours, name, ask), model=server.options.model)
     else:
         found = _in_words(server, ask_ahead, colours[0], name)
     if ask in ("checks", "rubric"):
@@ -77,7 +77,19 @@ def probe(server: Server, ask_ahead: Ask | None = None, ask: str = "checks") -> 
     return replace(found, dropped=tuple(sorted(server.dropped)), warnings=tuple(warnings))
 
 
-def _yes_or_no(server: Server, ask: Ask, pictures: Sequence[Image.Image], name: str, how: str) -> Capabilities:
+def answers_yes_or_no(chat: Chat, name: str, ask: Ask | None = None, side: int = SIDE) -> Capabilities:
+    """Ask any chat whether a red and a blue picture are red, by `ask` where somebody counts (`Asker.ask_ahead`).
+
+    UserError where it does not answer, cannot be read, or does not see; `warnings` where it hardly answers.
+    """
+    return _yes_or_no(chat, ask or chat.ask, _colours(side), name, "checks")
+
+
+def _colours(side: int) -> list[Image.Image]:
+    return [Image.new("RGB", (side, side), colour) for colour in ((220, 20, 30), (20, 40, 220))]
+
+
+def _yes_or_no(chat: Chat, ask: Ask, pictures: Sequence[Image.Image], name: str, how: str) -> Capabilities:
     # One after the other: the first answer may wait for the model to be loaded.
     answers = [ask([Question(QUESTION, picture, max_tokens=8, yes_no=True)])[0] for picture in pictures]
     thinks = "try a model that does not think aloud, or option ask=rubric with option thinking=2000"
@@ -103,7 +115,7 @@ def _yes_or_no(server: Server, ask: Ask, pictures: Sequence[Image.Image], name: 
     if masses and min(masses) < LEAST_MASS:
         warnings.append(f"the judge hardly answers: 'yes' and 'no' have {min(masses):.2f} together as its first token; "
                         "its scores are worth as much")
-    return Capabilities(server.options.model, answers[1].seconds, answers[0].yes is not None,
+    return Capabilities(name, answers[1].seconds, answers[0].yes is not None,
                         min(masses, default=None), warnings=tuple(warnings))
 
 
