@@ -83,7 +83,11 @@ class Asker:
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """As `Chat.ask`. A question counts as one judge call, however often it had to be sent."""
         self.spent, self._ahead = self.spent + self._ahead, Cost()
-        answers, cost = self._ask(questions)
+        try:
+            answers, cost = self._ask(questions)
+        except BaseException:
+            self.spent, self._ahead = self.spent + self._ahead, Cost()  # by the run that asked, and by no other
+            raise
         self.spent += cost
         return answers
 
