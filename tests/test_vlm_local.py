@@ -11,7 +11,6 @@ import transformers
 from PIL import Image
 from tiny_vlm import write_tiny_gemma, write_tiny_llava, write_tiny_qwen
 
-from reflect_core.judges import find_judge
 from reflect_core.types import UserError
 from reflect_core.vlm.chat import Question
 from reflect_core.vlm.local import Local, LocalOptions, _penalised
@@ -175,27 +174,6 @@ def test_half_precision(tmp_path, kind):
     asked = [q for q in questions(pictures(2)) if q.yes_no]
     assert chat.check() == [] and chat.model.dtype == torch.bfloat16
     assert [a.yes for a in chat.ask(asked)] == pytest.approx([a.yes for a in exact.ask(asked)], abs=0.2)
-
-
-def test_a_judge_of_a_folder(tmp_path):
-    folder = write_tiny_qwen(tmp_path / "model", answers=True)
-    judge = find_judge(str(folder), {"checks": ["Is it red?", "Is there a house?"]})
-    told = judge.prepare("a red house")
-    assert "the judge is model, on cpu" in told[0] and "Is there a house?" in told[1]
-    assert judge.settings() == {"name": "local", "options": {"folder": str(folder),
-                                                            "checks": ["Is it red?", "Is there a house?"]}}
-    actors = judge.actors()
-    verdicts = actors.verifier.judge("a red house", pictures(2))
-    assert all(v.judged and len(v.checks) == 2 and v.details["mass"][0] > 0.9 for v in verdicts)
-    assert actors.verifier.spent.judge_calls == 4
-    said = actors.reflector.reflect("a red house", pictures(2), verdicts)
-    assert len(said) == 2
-
-
-def test_a_model_that_does_not_answer_is_not_believed(tmp_path):
-    folder = write_tiny_qwen(tmp_path / "model")
-    verdict = find_judge(str(folder), {"ask": "match"}).actors().verifier.judge("a house", pictures(1))[0]
-    assert not verdict.judged and "does not answer yes or no" in verdict.reason and "together" in verdict.reason
 
 
 def change_json(file, **values):
