@@ -5,7 +5,7 @@ is an error. The official code drops failed answers silently and goes on with sh
 completion order (spec 7, items 1 and 2).
 
 What a call that failed had spent is not lost: it is owed, and goes on record with the next call of
-the same actor that comes to an end. Only a kill in between forgets it.
+the same actor that comes to an end. Only a kill in between forgets it; nobody else's run has it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Actors:
         self.generator = generator
         self._by_name = dict(zip(ACTORS, (generator, verifier, reflector, refiner)))
         self._owed = dict.fromkeys(ACTORS, Cost())
+        self._asked: dict[str, list[Exchange]] = {name: [] for name in ACTORS}
+        """By calls that failed."""
 
     def has(self, name: str) -> bool:
         return self._by_name[name] is not None
@@ -58,12 +60,15 @@ class Actors:
 
     def asked(self, name: str) -> tuple[Exchange, ...]:
         """What this actor asked a language model since this was called last."""
-        asked = getattr(self._by_name[name], "asked", None)
-        if not asked:
-            return ()
-        exchanges = tuple(codec.exchange_from_json(codec.plain(codec.exchange_to_json(one))) for one in asked)
+        self._take_asked(name)
+        asked, self._asked[name] = self._asked[name], []
+        return tuple(codec.exchange_from_json(codec.plain(codec.exchange_to_json(one))) for one in asked)
+
+    def _take_asked(self, name: str) -> None:
+        """The actor may be another run's afterwards."""
+        asked = getattr(self._by_name[name], "asked", [])
+        self._asked[name] += asked
         asked.clear()
-        return exchanges
 
     def notes(self, name: str, count: int) -> tuple[tuple[str, ...], ...]:
         """What this actor noted on each of the `count` candidates of its last call; () for nothing."""
@@ -86,6 +91,9 @@ class Actors:
         before, started = getattr(actor, "spent", Cost()), time.perf_counter()
         try:
             answers = list(ask(actor))
+        except BaseException:
+            self._take_asked(name)
+            raise
         finally:
             pairs = zip(getattr(actor, "spent", Cost()).as_tuple(), before.as_tuple())
             spent = Cost(*(now - then for now, then in pairs))

@@ -141,10 +141,14 @@ class Local:
             key = ("text", k) if question.picture is None else (id(question.picture), question.system)
             groups.setdefault(key, []).append(k)
         answers: list[Answer | None] = [None] * len(questions)
-        with enough_memory(CURES), self._turn():
-            for places in groups.values():
-                for k, answer in zip(places, self._ask([questions[k] for k in places])):
-                    answers[k] = answer
+        try:
+            with enough_memory(CURES), self._turn():
+                for places in groups.values():
+                    for k, answer in zip(places, self._ask([questions[k] for k in places])):
+                        answers[k] = answer
+        except BaseException as error:
+            error.answers = answers  # what had come by then, see `Asker`
+            raise
         return answers
 
     @contextmanager
