@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from test_vlm_eyes import ALWAYS, template
 from test_vlm_local import pictures
 from tiny_vlm import write_tiny_qwen
 
 from reflect_core.judges import find_judge
 from reflect_core.search.actors import Actors
-from reflect_core.vlm.chat import Answer, Asker, Question
+from reflect_core.vlm.chat import ALL_THOUGHT, Answer, Asker, Question
 
 
 def test_a_judge_of_a_folder(tmp_path):
@@ -53,6 +54,13 @@ def test_who_does_not_answer_is_said_to(tmp_path, monkeypatch, ask, yes, no, tex
     assert len(told) == 1 + wanted and (not wanted or said in told[1])
     assert len(judge.actors().verifier.asked) == (2 if ask in ("match", "checks") else 0), "for the record"
     assert judge.connect() == []
+
+
+def test_whose_prompt_opens_a_thought_is_said_to(tmp_path):
+    judge = find_judge(str(template(write_tiny_qwen(tmp_path / "model"), behind=ALWAYS)), {"ask": "match"})
+    assert "try its variant that does not think aloud, such as -Instruct" in judge.connect()[1]
+    verdict = judge.actors().verifier.judge("a dog", pictures(1))[0]
+    assert not verdict.judged and ALL_THOUGHT in verdict.reason
 
 
 def test_who_only_speaks_is_not_asked_yes_or_no(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Tiny random language models that see pictures, in the published layouts: Qwen2.5-VL, Qwen3-VL and SmolVLM."""
+"""Tiny random language models that see pictures, in the published layouts: Qwen-VL, LLaVA, Gemma 3."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..types import UserError
-from ..vlm.chat import Asker, Chat
+from ..vlm.chat import ALL_THOUGHT, Asker, Chat
 from ..vlm.local import Local, LocalOptions
 from ..vlm.probe import answers_yes_or_no
 from .language import LanguageJudge
@@ -32,7 +32,9 @@ class LocalJudge(LanguageJudge):
             if not asker.asked:  # it is no answer that is wrong
                 raise
             why = str(error).partition("; expected")[0]
-            return [f"{why}: its verdicts are worth as much; try another model, or option ask=rubric"]
+            other = "its variant that does not think aloud, such as -Instruct" if ALL_THOUGHT in why else \
+                "another model, or option ask=rubric"
+            return [f"{why}: its verdicts are worth as much; try {other}"]
         finally:
             # What that cost is the cost of whoever is asked in the run.
             self.actors().verifier.take_over(asker)

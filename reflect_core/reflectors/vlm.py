@@ -4,8 +4,8 @@ Each is asked only of pictures that were not accepted. Where the model gives no 
 say, which the policies know what to do with. What it says in a script that the generator does not read is not handed
 on, and noted on the picture that it is about: T5, of FLUX, has one and the same sign for nearly every letter that is
 not Latin. Gemma 2, of SANA, and Qwen2.5-VL, of Qwen-Image-Edit, read much of the world's writing. A model is asked for
-English; what it says in another language of Latin letters is handed on as it is, to all: nobody tells them apart here,
-and T5 learned some French, German and Romanian beside its English, and little of the others.
+English; what it says in another language of Latin letters is handed on as it is, to all, since nothing here tells them
+apart: T5 has French, German and Romanian words, too, but learned from English texts, and little may come of it.
 
 Neither is a refusal handed on, nor, of a reply that was cut off, more than is whole: a model that thinks aloud without
 a mark around it is cut off in its thoughts.
