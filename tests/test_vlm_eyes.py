@@ -14,6 +14,7 @@ from reflect_core.types import UserError
 from reflect_core.vlm import eyes
 from reflect_core.vlm.chat import ALL_THOUGHT, Question
 from reflect_core.vlm.local import Local, LocalOptions
+from reflect_core.vlm.reader import _looking_once
 
 WRITERS = {"qwen": write_tiny_qwen, "llava": write_tiny_llava}
 BEGIN = "{% if add_generation_prompt %}"
@@ -227,3 +228,24 @@ def test_a_picture_is_encoded_once_also_where_every_question_is_read_whole(tmp_p
     assert len(seen) == 3 + 9
     assert [(a.text, a.yes, a.no) for a in together] == [(a.text, a.yes, a.no) for a in alone]
     assert len({a.yes for a in together[::3]}) == 3, "of three pictures"
+
+
+def test_other_pixels_are_encoded_anew():
+    class Tower(torch.nn.Module):
+        looked = 0
+
+        def get_image_features(self, pixels, sizes=None, layer=-1):
+            self.looked += 1
+            return pixels * 2 + layer
+
+    tower, one = Tower(), torch.ones(2, 3)
+    calls = [((one,), {}), ((one.clone(),), {}), ((one + 1,), {}), ((one,), {"layer": 3}),
+             ((one,), {"sizes": [[1, 2]]}), ((one.double(),), {}), ((one[:1],), {})]
+    with _looking_once(tower):
+        for args, kwargs in calls:
+            assert torch.equal(tower.get_image_features(*args, **kwargs), Tower().get_image_features(*args, **kwargs))
+        assert tower.looked == len(calls) - 1
+        tower.get_image_features(one)
+        assert tower.looked == len(calls) - 1
+    tower.get_image_features(one)
+    assert tower.looked == len(calls), "and afterwards as before"

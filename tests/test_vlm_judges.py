@@ -435,6 +435,7 @@ def test_a_strange_value_is_shown_short():
     for value in ("x" * 10_000, deep, {"a": deep}):
         assert len(misfit({"type": "string", "enum": ["a"]}, value)) < 120
         assert len(misfit({"type": "integer"}, value)) < 120
+    assert len(misfit({"type": "integer", "minimum": 0, "maximum": 10}, 10**4000)) < 120
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

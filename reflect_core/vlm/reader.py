@@ -133,24 +133,39 @@ class Reader:
 
 @contextmanager
 def _looking_once(model: nn.Module) -> Iterator[None]:
-    """As long as it lasts, what a model makes of the first picture is what it makes of every one: for one picture."""
+    """As long as it lasts, the same pixels are encoded once."""
     owner = getattr(model, "model", model)
     look = getattr(owner, "get_image_features", None)
     if look is None:
         yield
         return
-    seen: list[Any] = []
+    seen: list[tuple[Any, Any]] = []
 
     def look_once(*args: Any, **kwargs: Any) -> Any:
-        if not seen:
-            seen.append(look(*args, **kwargs))
-        return seen[0]
+        made = next((made for given, made in seen if _same(given, (args, kwargs))), None)
+        if made is None:
+            made = look(*args, **kwargs)
+            seen.append(((args, kwargs), made))
+        return made
 
     owner.get_image_features = look_once
     try:
         yield
     finally:
         del owner.get_image_features
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Arguments, tensors among them to the bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or bool(one == other)
 
 
 def _common(questions: list[Inputs]) -> int:

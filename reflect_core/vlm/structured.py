@@ -68,7 +68,7 @@ def misfit(schema: Mapping[str, Any], value: Any, name: str = "it") -> str | Non
     if "enum" in schema and value not in schema["enum"]:
         return f"{name} is {_shown(value)}; expected one of {', '.join(map(str, schema['enum']))}"
     if kind in ("integer", "number") and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-        return f"{name} is {value}; expected {schema.get('minimum')} to {schema.get('maximum')}"
+        return f"{name} is {_shown(value)}; expected {schema.get('minimum')} to {schema.get('maximum')}"
     if kind == "array":
         if len(value) < schema.get("minItems", 0):
             return f"{name} has {len(value)} items; expected {schema['minItems']} or more"
