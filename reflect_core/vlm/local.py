@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -110,7 +109,7 @@ class Local:
         self._checked = True
         picture = Image.new("RGB", (112, 112), (200, 30, 40))
         question = Question("Is this picture red? Answer yes or no.", picture, "Answer with one word.", yes_no=True)
-        with torch.inference_mode(), enough_memory(CURES), self._turn():
+        with torch.inference_mode(), enough_memory(CURES), self.places.turn():
             self.device = torch.device(self.places("judge"))
             try:
                 difference = self.reader.check(self.eyes.inputs(question, self.eyes.look(picture)), self.device)
@@ -142,7 +141,7 @@ class Local:
             groups.setdefault(key, []).append(k)
         answers: list[Answer | None] = [None] * len(questions)
         try:
-            with enough_memory(CURES), self._turn():
+            with enough_memory(CURES), self.places.turn():
                 for places in groups.values():
                     for k, answer in zip(places, self._ask([questions[k] for k in places])):
                         answers[k] = answer
@@ -150,14 +149,6 @@ class Local:
             error.answers = answers  # what had come by then, see `Asker`
             raise
         return answers
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Whoever needs the room has it when the block ends."""
-        try:
-            yield
-        finally:
-            self.places.rest()
 
     def _ask(self, questions: list[Question]):
         """The answers to questions about one picture, one after another."""

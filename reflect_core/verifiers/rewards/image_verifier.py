@@ -102,10 +102,8 @@ class ImageVerifier:
 
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
         verdicts = []
-        try:
+        with self.places.turn():
             raws = self.raw(prompt, pictures)
-        finally:
-            self.places.rest()
         for raw in raws:
             mean, deviation = self.normalisation or (0.0, 1.0)
             normalised = (raw - mean) / deviation

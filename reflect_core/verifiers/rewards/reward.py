@@ -40,10 +40,8 @@ class Reward(ABC):
         """The number as a score in [0, 1]; never lower for a higher number."""
 
     def judge(self, prompt: str, pictures: Sequence[Picture]) -> list[Verdict]:
-        try:
+        with self.places.turn():
             raws, note = self.raw(prompt, pictures)
-        finally:
-            self.places.rest()
         return [verdict(self.name, raw, self.score(raw), self.threshold, note) for raw in raws]
 
 
