@@ -42,8 +42,8 @@ def test_a_server_may_spell_the_key_as_json_can(monkeypatch):
 
 @pytest.mark.parametrize("url, near", [
     ("http://127.0.0.1:1/v1", True), ("http://localhost/v1", True), ("http://[::1]/v1", True),
-    ("http://ollama/v1", True), ("http://192.168.1.9/v1", True), ("http://10.0.0.2/v1", True), ("http://100.64.3.4/v1", True),
-    ("http://box.local/v1", True), ("https://api.openai.com/v1", False), ("http://8.8.8.8/v1", False)])
+    ("http://ollama/v1", True), ("http://192.168.1.9/v1", True), ("http://10.0.0.2/v1", True),
+    ("http://100.64.3.4/v1", True), ("http://box.local/v1", True), ("https://api.openai.com/v1", False), ("http://8.8.8.8/v1", False)])
 def test_what_is_near(url, near):
     assert is_near(url) == near
 
@@ -59,6 +59,14 @@ def test_what_is_near_is_asked_without_a_proxy(monkeypatch):
         assert server_at(fake.url).models() == ["fake-vl"]
         assert not proxy.headers and fake.headers
         assert server_at("http://judge.invalid/v1", attempts=1).models() == [], "from afar it is the proxy that answers"
+
+
+def test_a_proxy_with_a_slip_keeps_its_password_to_itself(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://user:s3#cret@proxy:3128")
+    with pytest.raises(UserError, match="or that of a proxy, cannot be read") as error:
+        server_at("http://judge.invalid/v1", attempts=1).models()
+    assert "s3" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["http:/user:s3cret@h", "user:s3cret@h", "HTTP://user:s3cret@h", "https:user:s3cret@h",

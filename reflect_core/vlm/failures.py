@@ -73,5 +73,5 @@ def _said(body: bytes) -> str:
             text = str(error)
     except (ValueError, RecursionError):
         pass
-    more = ", ".join(one for one in beside if isinstance(one, str) and one and one not in text)
+    more = ", ".join(dict.fromkeys(one for one in beside if isinstance(one, str) and one and one not in text))
     return (bounded(text, 300) or "nothing said") + (f" [{bounded(more, 200)}]" if more else "")

@@ -207,7 +207,7 @@ def _find_model(server: Server) -> list[str]:
     if len(names) != 1:
         have = f"it has {', '.join(names[:20])}" if names else "it does not say which it has"
         raise UserError(f"the judge's server {options.url} was asked for no model, and {have}; expected one; try "
-                        "option model=NAME")
+                        "option model=NAME, or another address: most end in /v1")
     server.options = replace(options, model=names[0])
     return names
 

@@ -109,6 +109,8 @@ class Transport:
                 body = self._clean(self._body(response, ends))
         except requests.Timeout:
             raise NoAnswer(f"no answer within {self.timing.timeout:g} s", slow=True) from None
+        except requests.exceptions.InvalidURL:  # whose words repeat it, with a proxy's password
+            raise NoAnswer("the connection failed (its address, or that of a proxy, cannot be read)") from None
         except requests.RequestException as error:
             raise NoAnswer(f"the connection failed ({_root(error)})") from None
         return self._read(response, body)
