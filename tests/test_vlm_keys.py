@@ -43,7 +43,8 @@ def test_a_server_may_spell_the_key_as_json_can(monkeypatch):
 @pytest.mark.parametrize("url, near", [
     ("http://127.0.0.1:1/v1", True), ("http://localhost/v1", True), ("http://[::1]/v1", True),
     ("http://ollama/v1", True), ("http://192.168.1.9/v1", True), ("http://10.0.0.2/v1", True),
-    ("http://100.64.3.4/v1", True), ("http://box.local/v1", True), ("https://api.openai.com/v1", False), ("http://8.8.8.8/v1", False)])
+    ("http://100.64.3.4/v1", True), ("http://box.local/v1", True),
+    ("https://api.openai.com/v1", False), ("http://8.8.8.8/v1", False)])
 def test_what_is_near(url, near):
     assert is_near(url) == near
 

@@ -10,7 +10,7 @@ from fake_server import FakeServer, red_of, reds, replies, says, server_at
 from reflect_core.judges import find_judge
 from reflect_core.types import UserError
 from reflect_core.vlm.chat import ALL_THOUGHT, Question
-from reflect_core.vlm.refusals import seconds_told
+from reflect_core.vlm.refusals import parameter, seconds_told, wants_money
 from reflect_core.vlm.wire import from_reply
 
 
@@ -75,6 +75,20 @@ def test_a_name_within_another_word_is_no_parameter():
         verdicts = verifier.judge("a red ball", reds(3))
     assert [v.judged for v in verdicts] == [True, False, True] and "could not be fetched" in verdicts[1].reason
     assert judge.chat.dropped == set() and all("seed" in document for document in fake.documents)
+
+
+@pytest.mark.parametrize("reason, name", [
+    ("Response format is not supported", "response_format"), ("unknown field response-format", "response_format"),
+    ("'seed' is not supported", "seed"), ("maker/seed has no room", None), ("seed-1.6 has no room", None),
+    ("my_seed has no room", None), ("the model seed 2 has no room", None), ("temperatures differ", None)])
+def test_which_parameter_is_named(reason, name):
+    assert parameter(reason, {"seed": 0, "response_format": {}, "temperature": 0}, "seed 2") == name
+
+
+def test_a_bill_is_no_limit():
+    """Google says the same words of a limit, and for how long."""
+    assert wants_money(429, "quota [insufficient_quota]", 20.0) and wants_money(429, "You exceeded your current quota", 0)
+    assert not wants_money(429, "You exceeded your current quota. Please retry in 18.02s.", 18.02)
 
 
 def test_in_a_run_a_parameter_is_left_out_of_one_question():
