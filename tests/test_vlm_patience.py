@@ -41,8 +41,9 @@ class Limited:
 
 
 def test_a_limit_is_kept_to_and_every_picture_is_judged(monkeypatch):
-    """It lasts longer than a server may be busy without an answer: each answer begins that anew. With one attempt a question: to be told to come later is no failed one. One pause is everybody's."""
-    monkeypatch.setattr(patience, "BUSY", 1.0)
+    """With one attempt a question: to be told to come later is no failed one. One pause is everybody's. It lasts longer
+    than a server may be busy without an answer: each answer begins that anew."""
+    monkeypatch.setattr(patience, "BUSY", 0.7)
     limit = Limited(10, 0.4)
     with FakeServer(hook=limit).running() as fake:
         verdicts = MatchVerifier(server_at(fake.url, attempts=1, pause=0.05)).judge("a red ball", reds(40))

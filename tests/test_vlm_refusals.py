@@ -87,7 +87,8 @@ def test_which_parameter_is_named(reason, name):
 
 def test_a_bill_is_no_limit():
     """Google says the same words of a limit, and for how long."""
-    assert wants_money(429, "quota [insufficient_quota]", 20.0) and wants_money(429, "You exceeded your current quota", 0)
+    assert wants_money(429, "quota [insufficient_quota]", 20.0)
+    assert wants_money(429, "You exceeded your current quota", 0)
     assert not wants_money(429, "You exceeded your current quota. Please retry in 18.02s.", 18.02)
 
 
