@@ -26,14 +26,17 @@ CHECKS = [{"about": "object", "question": "Is there a ball?"}, {"about": "colour
 
 class FakeServer:
     """`fault(number)`: which of `FAULTS` the request of that number meets, or None. `logprobs`: it says how sure it
-    is. `schema`: it keeps to schemas; else it answers in prose at first. `words(document, red)`: its text."""
+    is. `schema`: it keeps to schemas; else it answers in prose at first. `words(document, red)`: its text.
+    `hook(document)`: what else it answers, as (status, JSON) or (status, JSON, headers), or None."""
 
     def __init__(self, latency=0.0, fault: Callable[[int], str | None] = lambda number: None, logprobs=True,
                  schema=True, models=("fake-vl",), words=None, key=None, refuses=(), sees=True, hang=30.0,
-                 most_logprobs=20):
+                 most_logprobs=20, hook=None):
         self.latency, self.fault, self.logprobs, self.schema = latency, fault, logprobs, schema
         self.models, self.words, self.key, self.refuses, self.sees = list(models), words, key, tuple(refuses), sees
-        self.hang, self.most_logprobs = hang, most_logprobs
+        self.hang, self.most_logprobs, self.hook = hang, most_logprobs, hook
+        self.stray = 404, {"detail": "Not Found"}
+        """Its answer outside of /v1."""
         self.lock = threading.Lock()
         self.number = self.now = self.most = 0
         self.documents: list[dict] = []
@@ -101,6 +104,8 @@ class FakeServer:
                 pass
 
             def do_GET(self):
+                if not self.path.startswith("/v1/"):
+                    return self._send(*fake.stray)
                 fake.headers.append(dict(self.headers))
                 if fake.key and self.headers.get("Authorization") != f"Bearer {fake.key}":
                     return self._send(401, {"error": {"message": f"Wrong key: {self.headers.get('Authorization')}"}})
@@ -122,12 +127,16 @@ class FakeServer:
                         fake.now -= 1
 
             def _answer(self, document, fault):
+                if not self.path.startswith("/v1/"):
+                    return self._send(*fake.stray)
                 if fault:
                     fake.met.append(fault)
                 if fake.key and self.headers.get("Authorization") != f"Bearer {fake.key}":
                     return self._send(401, {"error": {"message": f"Wrong key: {self.headers.get('Authorization')}"}})
                 if document["model"] not in fake.models:
                     return self._send(404, {"error": {"message": f"The model `{document['model']}` does not exist"}})
+                if fake.hook and (said := fake.hook(document)):
+                    return self._send(*said)
                 if fake.status:
                     return self._send(fake.status[0], {"error": {"message": fake.status[1]}})
                 if document.get("top_logprobs", 0) > fake.most_logprobs:
@@ -198,6 +207,17 @@ def last_text(document) -> str:
 def reds(count, side=64):
     """Pictures that are told apart by how red they are."""
     return [Image.new("RGB", (side, side), (4 * k if count <= 64 else k, 40, 90)) for k in range(count)]
+
+
+def says(status, message, **beside):
+    """A server's error as OpenAI's looks, for a hook."""
+    return status, {"error": {"message": message, **beside}}
+
+
+def replies(content, reason="stop", **beside):
+    """A reply, for a hook."""
+    return 200, {"choices": [{"message": {"role": "assistant", "content": content, **beside}, "finish_reason": reason}],
+                 "usage": {"prompt_tokens": 100, "completion_tokens": 1}}
 
 
 def red_of(verdict) -> int:

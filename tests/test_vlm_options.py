@@ -13,6 +13,7 @@ from reflect_core.judges import find_judge
 from reflect_core.types import UserError
 from reflect_core.verifiers.match import not_judged
 from reflect_core.vlm.chat import Question
+from reflect_core.vlm.probe import NO_THINKING, answers_yes_or_no
 
 
 @pytest.mark.parametrize("name", ["logprobs", "seed", "temperature", "response_format", "max_tokens"])
@@ -99,11 +100,11 @@ def test_a_model_that_thinks_needs_room(monkeypatch):
     original = FakeServer.answer
     monkeypatch.setattr(FakeServer, "answer", answer)
     with FakeServer().running() as fake:
-        with pytest.raises(UserError, match="it thought until .*ask=rubric with option thinking=2000"):
+        with pytest.raises(UserError, match="it thought until .*-instruct.*ask=rubric with option thinking=2000"):
             find_judge(fake.url, {"pause": 0.01}).prepare("a red ball")
         with pytest.raises(UserError, match="try option thinking=4000"):
             find_judge(fake.url, {"ask": "rubric", "pause": 0.01}).prepare("a red ball")
-        assert fake.number == 3, "asked again it would think again"
+        assert fake.number == 2 + 2 * len(NO_THINKING), "asked once, and once in each way in which it might not think"
         judge = find_judge(fake.url, {"ask": "rubric", "thinking": 4000, "pause": 0.01})
         judge.prepare("a red ball")
         assert judge.actors().verifier.judge("a red ball", reds(1))[0].judged
@@ -127,3 +128,55 @@ def test_a_record_holds_nothing_of_other_prompts():
     assert "first" not in said and "Is there a ball?" in said
     assert judge.settings("a second one")["options"]["found"] == {"logprobs": True, "schema": True, "dropped": []}
     assert find_judge(judge.settings("a second one")).compiled.keys() == {"a second one"}
+
+
+@pytest.mark.parametrize("stray", [(404, {"detail": "Not Found"}), (404, {"error": {"message": "404 page not found"}}),
+                                   (200, {"error": "Unexpected endpoint or method. (GET /models)"})])
+def test_an_address_without_v1(stray):
+    """As vLLM, Ollama and LM Studio answer it."""
+    with FakeServer().running() as fake:
+        fake.stray = stray
+        judge = find_judge(fake.url.removesuffix("/v1"), {"ask": "match", "pause": 0.01})
+        told = judge.prepare("a red ball")
+        assert judge.actors().verifier.judge("a red ball", reds(1))[0].judged
+        assert any(line.startswith(f"the judge's server is at {fake.url};") for line in told)
+        assert judge.settings()["options"]["url"] == fake.url
+        with pytest.raises(UserError, match="most end in /v1"):
+            find_judge(fake.url.removesuffix("/v1") + "/api", {"model": "fake-vl", "pause": 0.01}).prepare("a red ball")
+
+
+@pytest.mark.parametrize("models, asked, answered, warned", [
+    (["qwen2.5-vl-3b.gguf"], "qwen3-vl-235b", None, "its server has qwen2.5-vl-3b.gguf"),
+    ([], "qwen3-vl-235b", "/models/qwen2.5-vl-3b.gguf", "'/models/qwen2.5-vl-3b.gguf' answered"),
+    (["models/gemini-2.5-flash"], "gemini-2.5-flash", "gemini-2.5-flash", None),
+    (["gpt-4o", "gpt-4o-mini"], "gpt-4o", "gpt-4o-2024-08-06", None),
+    (["qwen3-vl:8b-instruct"], "qwen3-vl:8b-instruct", "qwen3-vl:8b-instruct", None),
+    (["qwen/qwen3-vl-8b"], "Qwen/Qwen3-VL-8B:free", "qwen/qwen3-vl-8b", None)])
+def test_a_server_that_takes_any_name_for_a_model(models, asked, answered, warned):
+    """llama.cpp answers with what it has loaded."""
+    def hook(document):
+        return 200, {**FakeServer.answer(fake, document), "model": answered or asked}
+
+    with FakeServer(models=[asked], hook=hook).running() as fake:
+        judge = find_judge(fake.url, {"ask": "match", "model": asked, "pause": 0.01})
+        judge.chat._listed = lambda maybe: models
+        told = judge.prepare("a red ball")
+    assert any("some servers take any name" in line for line in told) == (warned is not None)
+    assert warned is None or any(warned in line for line in told)
+
+
+def test_the_first_pictures_are_as_large_as_a_runs():
+    """So that a context that is too small for them is found before anything is drawn."""
+    with FakeServer().running() as fake:
+        find_judge(fake.url, {"ask": "match", "side": 640, "pause": 0.01}).prepare("a red ball")
+    url = fake.documents[0]["messages"][-1]["content"][0]["image_url"]["url"]
+    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (640, 640)
+    assert fake.documents[0]["messages"][0]["role"] == "system", "as a run's"
+
+
+def test_any_chat_can_be_asked_whether_it_answers():
+    with FakeServer().running() as fake:
+        assert answers_yes_or_no(server_at(fake.url), "it").logprobs
+    with FakeServer(sees=False).running() as fake:
+        with pytest.raises(UserError, match="the judge it does not see"):
+            answers_yes_or_no(server_at(fake.url), "it")

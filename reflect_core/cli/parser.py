@@ -109,7 +109,7 @@ def _judge(parser: argparse.ArgumentParser) -> None:
                        "http://127.0.0.1:1234/v1; the folder of such a model; a reward model, clip-score, pick-score, "
                        "aesthetic or image-verifier; or an ensemble")
     group.add_argument("--judge-option", action="append", default=[], metavar="NAME=VALUE", dest="judge_options",
-                       help="an option of such a judge, e.g. model=qwen3-vl:8b, see below; may be repeated")
+                       help="an option of such a judge, e.g. model=gemma3:12b, see below; may be repeated")
     group.add_argument("--reflector", metavar="WHO", help="who says what is wrong instead (default: the judge)")
     group.add_argument("--reflector-option", action="append", default=[], metavar="NAME=VALUE",
                        dest="reflector_options", help="its options")

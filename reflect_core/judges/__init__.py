@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..types import UserError
+from ..vlm.keys import shown
 from .judge import Actors, Judge
 
 __all__ = ["Actors", "JUDGES", "Judge", "find_judge"]
@@ -29,11 +30,12 @@ def find_judge(name: Any, options: dict[str, Any] | None = None) -> Judge:
     if isinstance(name, dict):
         name, options = name.get("name"), {**_mapping(name.get("options")), **_mapping(options)}
     options = _mapping(options)
-    if isinstance(name, str) and name.startswith(("http://", "https://")):
+    if isinstance(name, str) and name.lower().startswith(("http:", "https:")):
         name, options = "server", {"url": name, **options}
     elif isinstance(name, str) and name not in JUDGES and Path(name).expanduser().is_dir():
         name, options = "local", {"folder": str(Path(name).expanduser().absolute()), **options}
     if name not in list(JUDGES):  # A list: a damaged record may name anything, also what has no hash.
+        name = shown(name) if isinstance(name, str) else name
         raise UserError(f"there is no judge {name!r}; expected shapes, me, none, the address of an OpenAI-compatible "
                         "server such as http://127.0.0.1:1234/v1, the folder of a language model that sees pictures, "
                         f"or one of {', '.join(list(JUDGES)[5:-1])}")

@@ -22,5 +22,6 @@ class ServerJudge(LanguageJudge):
         # What that cost is the cost of whoever is asked in the run.
         speaks = next((one for one in (actors.reflector, actors.refiner) if isinstance(one, Asker)), actors.verifier)
         (actors.verifier if judges else speaks).take_over(asker)
-        self.given["model"], self.found = self.chat.options.model, told.record()
+        self.given |= {"model": self.chat.options.model, "url": self.chat.options.url}
+        self.found = told.record()
         return [told.summary(), *told.warnings]

@@ -60,6 +60,8 @@ class Answer:
     attempts: int = 1
     seconds: float = 0.0
     error: str = ""
+    model: str = ""
+    """Who says that it answered, where a server does."""
 
 
 class Chat(Protocol):

@@ -28,14 +28,14 @@ def check_url(url: str) -> str:
         raise UserError("the judge's server has an address that cannot be read; expected one such as "
                         "http://127.0.0.1:1234/v1") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"the judge's server is {_shown(url)!r}; expected an address such as http://127.0.0.1:1234/v1")
+        raise UserError(f"the judge's server is {shown(url)!r}; expected an address such as http://127.0.0.1:1234/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"the judge's server is {_shown(url)!r}, with a name, a password or a query in it; expected "
+        raise UserError(f"the judge's server is {shown(url)!r}, with a name, a password or a query in it; expected "
                         f"none, since records hold it; try the environment variable {key_variable(url)} for a key")
     try:
         port = parts.port
     except ValueError:
-        raise UserError(f"the judge's server is {_shown(url)!r}; expected a port from 1 to 65535") from None
+        raise UserError(f"the judge's server is {shown(url)!r}; expected a port from 1 to 65535") from None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
 
@@ -65,10 +65,15 @@ def find_key(url: str) -> str | None:
     return key
 
 
-def _shown(url: str) -> str:
-    """The address without what may be a secret in it."""
-    try:
-        parts = urlsplit(url.strip())
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else parts.path[:80]
-    except ValueError:
-        return "(unreadable)"
+def echo_of(key: str) -> re.Pattern[bytes]:
+    """The key as JSON may write it: with a backslash before a mark, or with numbers for letters."""
+    return re.compile(b"".join(b"(?:" + re.escape(c).encode() + rb"|\\" + re.escape(c).encode()
+                               + rb"|\\u(?i:%04x))" % ord(c) for c in key))
+
+
+def shown(url: str) -> str:
+    """An address, or what was meant to be one, without what may be a secret in it."""
+    url = url.strip()
+    if "@" in url:  # a password may hold any mark, and be anywhere where a slash is missing
+        return f"{url.partition('://')[0]}://...@..." if "://" in url.partition("@")[0] else "...@..."
+    return url.partition("?")[0].partition("#")[0][:200]

@@ -1,7 +1,7 @@
 """A language model behind an OpenAI-compatible server: OpenAI, vLLM, llama.cpp, LM Studio, Ollama and others.
 
 Many questions at a time, answers in their order. What a server cannot do is found out once (`probe.py`)
-or where it refuses: a parameter that it does not know is left out from then on.
+or where it refuses (`refusals.py`): a parameter that it does not know is left out.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..generators.checking import is_number, is_whole, one_of
 from ..types import UserError
-from .chat import Answer, Question
-from .keys import check_url, find_key, key_variable
-from .transport import NoAnswer, Refused, Timing, Transport
+from . import refusals
+from .chat import ALL_THOUGHT, Answer, Question
+from .failures import NoAnswer, Refused
+from .keys import check_url, find_key
+from .transport import Timing, Transport
 from .wire import TOP, data_url, from_reply, to_document
 from .workers import in_order
 
-PATIENCE = 12
-"""Questions in a row without an answer until the server is taken to be gone."""
 FEWER = 5
 """Alternatives of the first token, where a server does not give `wire.TOP` of them."""
-OPTIONAL = ("logprobs", "top_logprobs", "seed", "temperature", "response_format", "max_tokens")
-"""What a request can do without. A newer word for the last is `max_completion_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,19 @@ class Server:
     """Called every now and then while answers are waited for; may raise to cancel."""
     dropped: set[str] = field(default_factory=set)
     """Parameters that the server does not take."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What is sent besides, such as that the model should not think."""
+    folds: bool = False
+    """It takes no system turn: its words go with the first question."""
+    settled: bool = False
+    """What it can do is on record: from now on a refused parameter is left out of that one question."""
 
     def __post_init__(self) -> None:
         options = self.options
         self.transport = Transport(options.url, find_key(options.url),
                                    Timing(options.timeout, options.attempts, options.pause), options.concurrency)
+        self.patience = self.transport.patience
         self._lock = threading.Lock()
-        self._unanswered = 0
         self._top, self._saw = TOP, False
 
     @property
@@ -106,8 +111,28 @@ class Server:
             error.answers = list(answers)  # what had come by then, see `Asker`
             raise
 
+    def settle(self) -> None:
+        """What was found out by now is what the server can do."""
+        self.settled = True
+        self.patience.begin()
+
     def models(self) -> list[str]:
-        """Names of the models that the server has; empty where it does not say. UserError where it is not there."""
+        """Names of the models that the server has; empty where it does not say. UserError where it is not there.
+
+        An address without a path (http://127.0.0.1:1234) becomes that with /v1, where the models are there.
+        """
+        url, bare = self.options.url, not urlsplit(self.options.url).path
+        names = self._listed(maybe=bare)
+        if bare and not names:
+            self.transport.url = f"{url}/v1"
+            if names := self._listed(maybe=True):
+                self.options = replace(self.options, url=self.transport.url)
+            else:
+                self.transport.url = url
+        return names
+
+    def _listed(self, maybe: bool) -> list[str]:
+        """`maybe`: the address may be wrong."""
         def listed(reply: Any) -> list[Any]:
             data = reply.get("data") if isinstance(reply, dict) else None
             return data if isinstance(data, list) else []
@@ -116,80 +141,89 @@ class Server:
             ((data, _),) = in_order([None], lambda _, stop: self.transport.send("/models", None, listed, stop), 1,
                                     self.on_wait)
         except Refused as error:
-            self._give_up_at(error)
+            if wrong := refusals.of_all(error.status, error.reason, self.options.url):
+                raise wrong from None
             return []
         except NoAnswer as error:
-            raise self._gone(error) from None
+            if maybe and error.status is not None and not error.busy:
+                return []
+            raise self._lost(error) from None
         return [one["id"] for one in data if isinstance(one, dict) and isinstance(one.get("id"), str)]
 
     def _answer(self, question: Question, urls: _Urls, stop: threading.Event) -> Answer:
-        began = time.monotonic()
-        url = None if question.picture is None else urls.of(question.picture)
-        options = self.options
-        document = to_document(question, url, options.model, options.temperature, options.seed, self._top,
-                               options.thinking)
-        sent = 0
+        began, sent = time.monotonic(), 0
+        url, seeing = None if question.picture is None else urls.of(question.picture), question.picture is not None
+        mine: set[str] = set()
         while True:
-            with self._lock:
-                dropped = set(self.dropped)
+            document = self._document(question, url, mine)
             try:
-                answer, attempts = self.transport.send("/chat/completions", _without(document, dropped), from_reply,
-                                                       stop)
-                self._unanswered = 0
-                self._saw = self._saw or question.picture is not None
-                return replace(answer, attempts=sent + attempts, seconds=time.monotonic() - began)
+                answer, attempts = self.transport.send("/chat/completions", document, from_reply, stop)
             except Refused as error:
                 sent += error.attempts
-                self._give_up_at(error, question)
-                if "logprobs" in error.reason and document.get("top_logprobs", 0) > FEWER:
-                    self._top = document["top_logprobs"] = FEWER
+                if self._without(error.reason, question, document, mine):
                     continue
-                name = next((n for n in OPTIONAL if n in error.reason and n in document and n not in dropped), None)
-                if name is None:
-                    self._unanswered = 0
-                    return Answer(error=error.reason, attempts=sent, seconds=time.monotonic() - began)
-                with self._lock:
-                    self.dropped |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
+                self._give_up_at(error, seeing)
+                said = ALL_THOUGHT if refusals.used_up(error.reason) else error.reason
+                return Answer(error=said, attempts=sent, seconds=time.monotonic() - began)
             except NoAnswer as error:
-                with self._lock:
-                    # To wait in vain takes long: half as many of those will do.
-                    self._unanswered += 2 if error.slow else 1
-                    lost = self._unanswered >= PATIENCE
-                    self._unanswered = 0 if lost else self._unanswered
-                if lost:
-                    raise self._gone(error) from None
+                if not sent + error.attempts:
+                    raise
+                if error.busy or self.patience.unanswered(error.slow):
+                    raise self._lost(error) from None
                 return Answer(error=error.reason, attempts=sent + error.attempts, seconds=time.monotonic() - began)
+            if answer.error == ALL_THOUGHT and self.patience.refused(seeing, answer.error):
+                raise refusals.of_everything(answer.error, self.name)
+            if not answer.error:
+                self.patience.answered(seeing)
+                self._saw = self._saw or seeing
+            return replace(answer, attempts=sent + attempts, seconds=time.monotonic() - began)
 
-    def _gone(self, error: NoAnswer) -> UserError:
-        return UserError(f"the judge's server {self.options.url} does not answer ({error.reason}); expected an "
-                         "OpenAI-compatible server; try to start it, to check the address (most end in /v1), or a "
-                         "longer timeout")
+    def _document(self, question: Question, url: str | None, mine: set[str]) -> dict[str, Any]:
+        options = self.options
+        document = to_document(question, url, options.model, options.temperature, options.seed, self._top,
+                               options.thinking, self.folds)
+        with self._lock:
+            out = self.dropped | mine
+        sent = {name: value for name, value in document.items() if name not in out} | self.extra
+        if "max_tokens" in out:
+            sent["max_completion_tokens"] = document["max_tokens"]
+        return sent
 
-    def _give_up_at(self, error: Refused, question: Question | None = None) -> None:
+    def _without(self, reason: str, question: Question, document: dict[str, Any], mine: set[str]) -> bool:
+        """Whether the question can be asked in another way than was refused: with less, from now on."""
+        if question.system and not self.folds and refusals.takes_no_system(reason):
+            self.folds = True
+            return True
+        name = refusals.parameter(reason, document, self.options.model)
+        if name is None or refusals.used_up(reason):
+            return False
+        if "logprobs" in name and document["top_logprobs"] > FEWER:
+            self._top = FEWER
+            return True
+        names = {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
+        mine |= names
+        if not self.settled:
+            with self._lock:
+                self.dropped |= names
+        return True
+
+    def _lost(self, error: NoAnswer) -> UserError:
+        return (refusals.limited if error.busy else refusals.gone)(error.reason, self.options.url)
+
+    def _give_up_at(self, error: Refused, seeing: bool) -> None:
         """UserError for a refusal that every other question would meet too."""
-        url, reason = self.options.url, error.reason
-        if error.status in (401, 403):
-            raise UserError(f"the judge's server {url} wants another key ({reason}); expected it in the environment "
-                            f"variable {key_variable(url)}; try to set that and start again") from None
-        if error.status == 402:
-            raise UserError(f"the judge's server {url} wants to be paid ({reason}); try to top the account "
-                            "up") from None
-        low = reason.lower()
-        if question is None:
-            return
-        if error.status == 404 or ("model" in low and ("not found" in low or "does not exist" in low)):
-            raise UserError(f"the judge's server {url} has no model {self.options.model!r} ({reason}); expected "
-                            f"{self._known()}; try option model=NAME") from None
-        if self._saw:
-            # It has answered about a picture: what it refuses now is this question alone.
-            return
-        if "context" in low and any(word in low for word in ("length", "size", "window", "exceed", "maximum")):
-            raise UserError(f"the picture and its question do not fit into the context of {self.name!r} ({reason}); "
-                            "expected some 2,000 tokens of room; try a smaller side, or a larger context "
-                            "(vLLM --max-model-len, llama.cpp -c, OLLAMA_CONTEXT_LENGTH)") from None
-        if question.picture is not None and any(word in low for word in ("image", "multimodal", "mmproj", "vision")):
-            raise UserError(f"the model {self.name!r} takes no pictures ({reason}); expected one that sees; try a "
-                            "model with -VL in its name, or llama-server's --mmproj") from None
+        status, reason, options = error.status, error.reason, self.options
+        wrong = refusals.of_all(status, reason, options.url) or \
+            refusals.of_model(status, reason, options.url, options.model, self._known)
+        if wrong is None and not refusals.used_up(reason):
+            every = self.patience.refused(seeing, reason)
+            # Where it has answered about a picture, what it refuses now is this question alone, or all of a larger one.
+            if not self._saw or every:
+                wrong = refusals.of_pictures(reason, self.name, seeing)
+            if every:
+                wrong = wrong or refusals.of_everything(reason, self.name)
+        if wrong is not None:
+            raise wrong from None
 
     def _known(self) -> str:
         try:
@@ -214,10 +248,3 @@ class _Urls:
             if not url:
                 url.append(data_url(picture, self._side, self._kind))
             return url[0]
-
-
-def _without(document: dict[str, Any], dropped: set[str]) -> dict[str, Any]:
-    sent = {name: value for name, value in document.items() if name not in dropped}
-    if "max_tokens" in dropped:
-        sent["max_completion_tokens"] = document["max_tokens"]
-    return sent
