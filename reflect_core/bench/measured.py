@@ -5,7 +5,8 @@ It takes as much main memory as the model's weights, and for offload 'none' as m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from ..generators.memory import enough_memory
 from ..generators.offload import HOME, OFFLOADS, Offload
 from ..types import UserError
-from .memory import stages
+from .memory import FAMILIES, compute, stages
 from .true_size import true_size
 
 Meter = Callable[[Callable[[], object]], int]
@@ -64,3 +65,17 @@ def _allocated(device: torch.device | str) -> Meter:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     return meter
+
+
+def compute_all(families: Sequence[str], ways: Sequence[str], size: int, batch: int, device: str | None = None,
+                tell: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """`compute` of each; with a device what is in bf16 is `measured` there too."""
+    found = []
+    for family in families:
+        for way in ways:
+            tell(f"{FAMILIES[family]}, weights in {way}")
+            found.append(compute(family, way, size, batch))
+            if device is not None and way == "bfloat16":
+                tell(f"{FAMILIES[family]}, measured on {device}")
+                found[-1]["measured"] = measure(family, device, size, batch)
+    return found

@@ -215,19 +215,3 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         lines += ["", f"Activations with weights in {last['weights_in']}: " + ", ".join(
             f"{name} {top / 1e9:.2f}" for name, top in last["activations"].items()) + "."]
     return "\n".join(lines).strip()
-
-
-def compute_all(families: Sequence[str], ways: Sequence[str], size: int, batch: int, device: str | None = None,
-                tell: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """`compute` of each; with a device what is in bf16 is `measured` there too."""
-    found = []
-    for family in families:
-        for way in ways:
-            tell(f"{FAMILIES[family]}, weights in {way}")
-            found.append(compute(family, way, size, batch))
-            if device is not None and way == "bfloat16":
-                from .measured import measure
-
-                tell(f"{FAMILIES[family]}, measured on {device}")
-                found[-1]["measured"] = measure(family, device, size, batch)
-    return found

@@ -204,7 +204,8 @@ def speed(args: argparse.Namespace) -> int:
 
 def memory(args: argparse.Namespace) -> int:
     """What FLUX.1-dev and SANA need, by computation."""
-    from ..bench.memory import FAMILIES, WAYS, compute_all, table
+    from ..bench.measured import compute_all
+    from ..bench.memory import FAMILIES, WAYS, table
 
     ways = args.weights or WAYS
     if unknown := [way for way in ways if way not in WAYS]:
