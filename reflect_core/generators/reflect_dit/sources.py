@@ -45,6 +45,8 @@ def find_sources(folder: str | Path, checkpoint: str | Path | None = None,
     Raises UserError, naming the file, for what is missing, broken, of another family, or does not fit the rest.
     """
     folder, parts = Path(folder), {name: Path(where) for name, where in (parts or {}).items()}
+    if not folder.is_dir():  # before anything that is to go with it
+        raise UserError(f"{folder}: no such folder; expected a model in diffusers layout")
     for name, where in parts.items():
         _check_part(name, where)
     own = checkpoint is None and "transformer" not in parts
