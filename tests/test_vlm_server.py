@@ -29,7 +29,7 @@ def test_many_at_once_come_back_in_order():
         seconds = time.monotonic() - began
     assert [red_of(v) for v in verdicts] == list(range(32))
     assert fake.most == 8
-    # 32 answers of 0.2 s, 8 at a time, take 0.8 s at least. Alone on this machine it takes 1.0 s.
+    # 32 answers of 0.2 s, 8 at a time, take 0.8 s at least. Alone on two cores it takes 1.1 to 1.2 s.
     assert seconds < 2.4, seconds
     assert verifier.spent.judge_calls == 32 and verifier.spent.tokens == 32 * 101
 
