@@ -2,7 +2,6 @@
 
 import sys
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -24,8 +23,6 @@ def needs(monkeypatch):
         if quantise in PACKAGES:
             pytest.importorskip(PACKAGES[quantise])
             pytest.importorskip("accelerate")
-        if quantise == "int8" and tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 35):
-            pytest.skip("diffusers before 0.35 moves what it has loaded, and int8 on a CPU cannot be moved")
         if quantise in NEED_GPU:
             monkeypatch.setattr("reflect_core.generators.quantise.NEED_GPU", ())
             monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
